@@ -1,0 +1,167 @@
+"""What a saved file says about its making: the `ss_*` keys of this field and the Stability model specification 1.0.1.
+
+Values tell what really happened. They hold names, never paths, and never a token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from library.core.sizes import Size
+from library.core.tensor_files import file_hash, legacy_hash
+from library.options.data import DataOptions
+from library.options.network import NetworkOptions
+from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+
+SPEC_VERSION = "1.0.1"
+# (family, predicts v) to the names that Web UI, ComfyUI and model sites know
+_ARCHITECTURES = {
+    ("sd1", False): ("stable-diffusion-v1", "sd_v1"),
+    ("sd1", True): ("stable-diffusion-v1", "sd_v1"),
+    ("sd2", False): ("stable-diffusion-v2-512", "sd_v2_512"),
+    ("sd2", True): ("stable-diffusion-v2-768-v", "sd_v2_768_v"),
+}
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """The base model, as its file tells."""
+
+    family: str
+    predicts_velocity: bool
+    name: str
+    legacy_hash: str | None
+    hash: str | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What happened in the run: times in seconds since 1970, rates by component, counters at the moment of saving."""
+
+    session_id: int
+    started_at: float
+    finished_at: float
+    rates: Mapping[str, float]
+    optimizer: str
+    processes: int
+    epochs: int
+    max_steps: int
+    epoch: int
+    step: int
+
+
+def base_model_facts(path: Path, family: str, predicts_velocity: bool) -> BaseModelFacts:
+    """Facts of the base model; a Diffusers folder has a name but no hash."""
+    hashes = (legacy_hash(path), file_hash(path)) if path.is_file() else (None, None)
+    return BaseModelFacts(family, predicts_velocity, path.name, *hashes)
+
+
+def text_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata values as the texts readers expect: None as "None", tables as JSON."""
+    return {key: _text(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Size):
+        return f"({value.width}, {value.height})"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+
+
+def model_values(model: BaseModelFacts) -> dict[str, Any]:
+    """`ss_*` keys about the base model."""
+    return {
+        "ss_v2": model.family == "sd2",
+        "ss_base_model_version": _ARCHITECTURES[model.family, model.predicts_velocity][1],
+        "ss_sd_model_name": model.name,
+        "ss_sd_model_hash": model.legacy_hash,
+        "ss_new_sd_model_hash": model.hash,
+        "ss_vae_name": None,
+        "ss_vae_hash": None,
+        "ss_new_vae_hash": None,
+        "ss_clip_skip": None,
+        "ss_max_token_length": None,
+    }
+
+
+def run_values(run: RunFacts) -> dict[str, Any]:
+    """`ss_*` keys about the run itself."""
+    return {
+        "ss_session_id": run.session_id,
+        "ss_training_started_at": run.started_at,
+        "ss_training_finished_at": run.finished_at,
+        "ss_text_encoder_lr": run.rates.get("text_encoder"),
+        "ss_unet_lr": run.rates.get("unet"),
+        "ss_num_epochs": run.epochs,
+        "ss_max_train_steps": run.max_steps,
+        "ss_optimizer": run.optimizer,
+        "ss_epoch": run.epoch,
+        "ss_steps": run.step,
+    }
+
+
+def training_values(training: TrainingOptions, optimizer: OptimizerOptions, output: OutputOptions) -> dict[str, Any]:
+    """`ss_*` keys taken from the options of the loop."""
+    return {
+        "ss_output_name": output.output_name,
+        "ss_training_comment": output.training_comment,
+        "ss_learning_rate": optimizer.learning_rate,
+        "ss_lr_scheduler": optimizer.lr_scheduler,
+        "ss_lr_warmup_steps": 0,
+        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "ss_mixed_precision": training.mixed_precision,
+        "ss_full_fp16": False,
+        "ss_max_grad_norm": training.max_grad_norm,
+        "ss_seed": training.seed,
+        "ss_noise_offset": None,
+        "ss_multires_noise_iterations": None,
+        "ss_multires_noise_discount": None,
+        "ss_adaptive_noise_scale": None,
+        "ss_min_snr_gamma": None,
+    }
+
+
+def network_values(network: NetworkOptions) -> dict[str, Any]:
+    """`ss_*` keys taken from the network's options."""
+    return {
+        "ss_network_module": network.network_module,
+        "ss_network_dim": network.network_dim,
+        "ss_network_alpha": network.network_alpha,
+        "ss_network_dropout": network.network_dropout,
+        "ss_network_args": dict(word.split("=", 1) for word in network.network_args),
+    }
+
+
+def data_values(data: DataOptions) -> dict[str, Any]:
+    """`ss_*` keys taken from the dataset options; those the dataset itself decides are added by the caller."""
+    return {
+        "ss_cache_latents": data.cache_latents,
+        "ss_prior_loss_weight": data.prior_loss_weight,
+        "ss_caption_dropout_rate": 0.0,
+        "ss_caption_tag_dropout_rate": 0.0,
+        "ss_color_aug": False,
+        "ss_flip_aug": False,
+        "ss_random_crop": False,
+        "ss_shuffle_caption": False,
+        "ss_keep_tokens": 0,
+    }
+
+
+def modelspec_values(model: BaseModelFacts, title: str, resolution: Size, saved_at: float) -> dict[str, Any]:
+    """Stability's model specification for a LoRA on `model`."""
+    architecture, _ = _ARCHITECTURES[model.family, model.predicts_velocity]
+    values: dict[str, Any] = {
+        "modelspec.sai_model_spec": SPEC_VERSION,
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.date": datetime.fromtimestamp(int(saved_at), tz=UTC).isoformat().replace("+00:00", ""),
+        "modelspec.resolution": str(resolution),
+        "modelspec.prediction_type": "v" if model.predicts_velocity else "epsilon",
+    }
+    return values

@@ -1,0 +1,98 @@
+"""User mistakes as data: what is wrong, where, and what to do.
+
+Checks gather `Problem`s and raise one `UserError` for all of them; the scripts show it without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+EXIT_USER_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: `what` is wrong, `where` it stands (flag, file and key, image), and how to `fix` it."""
+
+    what: str
+    where: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}\n    -> {self.fix}"
+
+
+class UserError(Exception):
+    """One or more problems a person can mend. Shown as text, never with a traceback."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def of(cls, what: str, where: str, fix: str) -> UserError:
+        """The common case of a single problem."""
+        return cls([Problem(what, where, fix)])
+
+
+class Problems:
+    """Collects problems so that all of them are told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._found)
+
+    def add(self, what: str, where: str, fix: str) -> None:
+        self._found.append(Problem(what, where, fix))
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        self._found.extend(problems)
+
+    def raise_if_any(self) -> None:
+        """Raises `UserError` with everything gathered so far; does nothing when there is nothing."""
+        if self._found:
+            raise UserError(self._found)
+
+
+def nearest_name(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that `name` was most likely meant to be, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def suggest_name(name: str, valid: Iterable[str], where_to_look: str) -> str:
+    """The mend for an unknown name: the nearest valid one, else where the valid names are listed."""
+    nearest = nearest_name(name, valid)
+    return f"did you mean {nearest}?" if nearest else where_to_look
+
+
+def format_user_error(error: UserError) -> str:
+    """The text a script prints for `error`."""
+    count = len(error.problems)
+    head = "1 problem" if count == 1 else f"{count} problems"
+    return "\n".join([f"{head} to mend before anything can run:", *(f"  * {p}" for p in error.problems)])
+
+
+def run_script(main: Callable[[], None]) -> int:
+    """Runs a script's `main` and turns user mistakes into a message and an exit code."""
+    try:
+        main()
+    except UserError as error:
+        print(format_user_error(error), file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

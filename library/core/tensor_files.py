@@ -1,0 +1,149 @@
+"""Safetensors files as we write them: deterministic bytes, checked before they get their name, hashes inside.
+
+The layout is that of the safetensors format: 8 bytes header length (little endian), a JSON header, the tensors' bytes.
+The header is written in sorted order, so that the same content gives the same bytes in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+
+from library.core.atomic_io import write_whole
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+HEADER_LIMIT = 50_000_000  # readers refuse headers of 100 MB; ours stay far from it
+
+# Hashes that the Web UI's LoRA tools compare; both describe the file that holds them, so they are put in afterwards.
+MODEL_HASH_KEY = "sshs_model_hash"
+LEGACY_HASH_KEY = "sshs_legacy_hash"
+_LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
+_CHUNK = 1 << 20
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all, re-read and compared by name and shape before it is renamed.
+
+    Args:
+        path: final name.
+        tensors: any device; saved in their own dtype.
+        metadata: texts only; an `sshs_model_hash` or `sshs_legacy_hash` among them is computed here.
+
+    Raises:
+        ValueError: when a dtype cannot be stored or the header would be too large to be read again.
+    """
+    header = _header(tensors, metadata)
+    if len(header) > HEADER_LIMIT:
+        raise ValueError(f"metadata of {len(header)} bytes would make {path.name} unreadable (limit {HEADER_LIMIT})")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little"))
+            file.write(header)
+            for name in _order(tensors):
+                file.write(_bytes_of(tensors[name]))
+        if MODEL_HASH_KEY in metadata or LEGACY_HASH_KEY in metadata:
+            _fill_in_hashes(temporary, header)
+
+    def check(temporary: Path) -> None:
+        with safe_open(str(temporary), framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+        if found != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+            raise OSError(f"{path.name} was not written as asked; the disk may be full or failing")
+
+    write_whole(path, write, check)
+
+
+def with_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata that asks `write_safetensors` for both hashes (placeholders of their final length)."""
+    return {**metadata, MODEL_HASH_KEY: "0" * 64, LEGACY_HASH_KEY: "0" * 8}
+
+
+def data_hash(path: Path) -> str:
+    """SHA-256 (hex) of everything after the header of a safetensors file."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(start)
+        return _digest(_chunks(file))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a whole file."""
+    with path.open("rb") as file:
+        return _digest(_chunks(file))
+
+
+def legacy_hash(path: Path) -> str:
+    """First 8 hex digits of the SHA-256 of the 65,536 bytes at offset 1,048,576."""
+    with path.open("rb") as file:
+        file.seek(_LEGACY_OFFSET)
+        return hashlib.sha256(file.read(_LEGACY_LENGTH)).hexdigest()[:8]
+
+
+def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    # larger element sizes first, as the reference writer does, so that every tensor stays aligned
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in _order(tensors):
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise ValueError(f"{name}: {tensor.dtype} cannot be stored in a safetensors file")
+        end = offset + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return text + b" " * (-len(text) % 8)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes | memoryview:
+    flat = tensor.detach().to("cpu").contiguous().flatten()
+    return b"" if flat.numel() == 0 else memoryview(flat.view(torch.uint8).numpy())
+
+
+def _fill_in_hashes(path: Path, header: bytes) -> None:
+    """Replaces the placeholders in the header; their length is final, so nothing moves."""
+    entries = json.loads(header)
+    entries["__metadata__"][MODEL_HASH_KEY] = data_hash(path)
+    # the bytes at the legacy offset lie behind the header unless metadata is huge, so the order of the two is free
+    entries["__metadata__"][LEGACY_HASH_KEY] = legacy_hash(path)
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(text + b" " * (len(header) - len(text)))
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def _digest(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

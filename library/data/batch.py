@@ -1,0 +1,45 @@
+"""One micro-batch: everything the objective needs, all random numbers already drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LATENT_CHANNELS = 4
+PIXELS_PER_LATENT = 8  # one latent cell stands for 8 x 8 pixels in SD 1.x and 2.x
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pictures of one shape. Either `latents`, or `pixels` with the `latent_noise` that the VAE samples with."""
+
+    latents: Tensor | None  # (B, 4, h, w) float32, unscaled
+    pixels: Tensor | None  # (B, 3, H, W) float32, -1 to 1
+    latent_noise: Tensor | None  # (B, 4, h, w) float32, standard normal
+    input_ids: Tensor  # (B, 77) int64
+    noise: Tensor  # (B, 4, h, w) float32, standard normal
+    timesteps: Tensor  # (B,) int64
+    loss_weights: Tensor  # (B,) float32
+    is_reg: Tensor  # (B,) bool
+    names: tuple[str, ...]  # file names, for messages
+    epoch: int
+    position: int  # within the epoch, over all processes
+    closes_update: bool
+    loss_scale: float
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; copies run beside the computation where the memory is pinned."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; DataLoader calls this."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)

@@ -1,0 +1,222 @@
+"""From options and a dataset file (or old-style folders) to checked dataset descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.core.errors import Problems
+from library.core.sizes import Size
+from library.core.toml_files import read_toml
+from library.data.buckets import BucketLimits
+from library.data.captions import DEFAULT_CAPTION_EXTENSIONS
+from library.data.folders import subset_tables
+from library.data.schema import DatasetTables, Structure, Table, Where, caption_ending, read_structure
+from library.options.base import default_of, option_fields
+from library.options.data import DataOptions
+
+_PLAIN_STEP = 64  # without bucketing; every layer of the U-Net halves such sizes evenly
+_FLAG_OF_KEY = {"batch_size": "train_batch_size"}  # every other key is named like its flag
+_BUCKET_SIZE_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
+_SHAPE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *_BUCKET_SIZE_KEYS})
+
+
+@dataclass(frozen=True)
+class SubsetConfig:
+    """One folder of pictures. `caption_extension_from` says where an ending was asked for, if it was."""
+
+    image_dir: Path
+    num_repeats: int
+    class_tokens: str | None
+    is_reg: bool
+    caption_extensions: tuple[str, ...]
+    allow_missing_captions: bool
+    caption_extension_from: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Pictures that share resolution (pixels) and batch size; `bucketing` is None when all get that one shape."""
+
+    resolution: Size
+    batch_size: int
+    bucketing: BucketLimits | None
+    subsets: tuple[SubsetConfig, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What will be trained on, and notes about how it was understood."""
+
+    datasets: tuple[DatasetConfig, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value in force and where it was given; `place` is None when it is the default."""
+
+    value: Any
+    place: str | None
+
+
+def describe(options: DataOptions) -> Description:
+    """Reads the dataset description from `--dataset_config`, or from `--train_data_dir` and `--reg_data_dir`.
+
+    Raises:
+        UserError: with every mistake in the file, the folder names and the sizes. Pictures are not opened yet.
+    """
+    problems, notes = Problems(), list[str]()
+    if options.caption_extension is not None and (complaint := caption_ending(options.caption_extension)):
+        problems.add(complaint, "--caption_extension", "write it as .txt")
+    content, where = _read_source(options, problems, notes)
+    if problems:  # the pictures are unclear, but the sizes on the command line can still be judged
+        nothing = Table({}, {})
+        unclear = DatasetTables("command line", nothing, ())
+        _build_dataset(unclear, Structure(nothing, (unclear,), frozenset()), options, problems, notes)
+        problems.raise_if_any()
+    structure = read_structure(content, where, problems)
+    datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
+    problems.raise_if_any()
+    return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
+
+
+def look_up(key: str, tables: Sequence[Table], options: DataOptions) -> Value:
+    """The value of a dataset key: the first table that gives it, else the command line, else the default.
+
+    Args:
+        key: the key as dataset files spell it.
+        tables: from the innermost to the outermost: subset, dataset, [general].
+        options: the command line and its defaults.
+    """
+    for table in tables:
+        if key in table.values:
+            return Value(table.values[key], table.places[key])
+    flag = _FLAG_OF_KEY.get(key, key)
+    defaults = {item.name: default_of(item) for item in option_fields(DataOptions)}
+    if flag not in defaults:  # keys that only folders have
+        return Value({"num_repeats": 1, "is_reg": False}.get(key), None)
+    value = getattr(options, flag)
+    return Value(value, None if value == defaults[flag] else f"--{flag}")
+
+
+def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> tuple[dict[str, Any], Where]:
+    folders = [f"--{name}" for name in ("train_data_dir", "reg_data_dir") if getattr(options, name) is not None]
+    if options.dataset_config is not None:
+        if folders:
+            what = f"--dataset_config and {' and '.join(folders)} are both given"
+            problems.add(what, "command line", "name the folders in the dataset file, or leave that file out")
+            return {}, _no_place
+        file = read_toml(Path(options.dataset_config), "--dataset_config")
+        return file.content, file.where
+    if options.train_data_dir is None:
+        what = "--reg_data_dir is given without --train_data_dir" if folders else "no pictures are given"
+        problems.add(what, "command line", "give --train_data_dir DIR, or --dataset_config FILE.toml")
+        return {}, _no_place
+    subsets = subset_tables(Path(options.train_data_dir), "--train_data_dir", False, problems, notes)
+    if options.reg_data_dir is not None:
+        subsets += subset_tables(Path(options.reg_data_dir), "--reg_data_dir", True, problems, notes)
+    return {"datasets": [{"subsets": subsets}]}, _no_place
+
+
+def _no_place(key: str, occurrence: int) -> str:
+    return "command line"
+
+
+def _build_dataset(
+    tables: DatasetTables, structure: Structure, options: DataOptions, problems: Problems, notes: list[str]
+) -> DatasetConfig | None:
+    outer = (tables.table, structure.general)
+    built = tuple(_build_subset((subset, *outer), options) for subset in tables.subsets if "image_dir" in subset.values)
+    if built and all(subset.is_reg for subset in built):
+        fix = "add a subset with the pictures to learn, or remove is_reg"
+        problems.add("there are only regularisation pictures", tables.name, fix)
+    if structure.bad_keys & _SHAPE_KEYS:
+        return None
+    found = {key: look_up(key, outer, options) for key in _SHAPE_KEYS}
+    if found["resolution"].value is None:
+        fix = "give --resolution 512 (or width,height), or resolution = 512 in the dataset file"
+        problems.add("the training resolution is missing", f"--resolution ({tables.name})", fix)
+        return None
+    bucketing = _build_bucketing(found, tables.name, problems, notes)
+    _check_resolution(found, bucketing, problems)
+    batch_size = look_up("batch_size", outer, options).value
+    return DatasetConfig(found["resolution"].value, batch_size, bucketing, built)
+
+
+def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConfig:
+    ending = look_up("caption_extension", tables, options)
+    class_tokens = look_up("class_tokens", tables, options).value
+    return SubsetConfig(
+        image_dir=Path(tables[0].values["image_dir"]),
+        num_repeats=look_up("num_repeats", tables, options).value,
+        class_tokens=class_tokens.strip() or None if class_tokens else None,
+        is_reg=look_up("is_reg", tables, options).value,
+        caption_extensions=(ending.value,) if ending.value else DEFAULT_CAPTION_EXTENSIONS,
+        allow_missing_captions=look_up("allow_missing_captions", tables, options).value,
+        caption_extension_from=ending.place,
+    )
+
+
+def _build_bucketing(found: dict[str, Value], name: str, problems: Problems, notes: list[str]) -> BucketLimits | None:
+    given_sizes = [key for key in _BUCKET_SIZE_KEYS if found[key].place]
+    no_upscale = found["bucket_no_upscale"]
+    if not found["enable_bucket"].value:
+        if no_upscale.value:
+            what = "bucket_no_upscale has no effect while enable_bucket is off"
+            problems.add(what, no_upscale.place or name, "switch enable_bucket on, or remove it")
+        if given_sizes:
+            notes.append(f"{name}: {', '.join(given_sizes)} have no effect while enable_bucket is off")
+        return None
+    if no_upscale.value and (idle := [key for key in given_sizes if key != "bucket_reso_steps"]):
+        notes.append(f"{name}: {', '.join(idle)} have no effect with bucket_no_upscale: pictures set the shapes")
+    minimum, maximum, step = (found[key].value for key in _BUCKET_SIZE_KEYS)
+    return BucketLimits(minimum, maximum, step, no_upscale.value)
+
+
+def _check_resolution(found: dict[str, Value], bucketing: BucketLimits | None, problems: Problems) -> None:
+    """Complains about sizes that no bucket could serve, naming the nearest ones that work."""
+    resolution = found["resolution"].value
+    step = bucketing.step if bucketing else _PLAIN_STEP
+    if any(side % step for side in resolution):
+        what = f"both sides of {resolution} must be divisible by {step}"
+        sizes = " or ".join(str(size) for size in _nearest_sizes(resolution, step))
+        problems.add(what, _place_of("resolution", found), f"the nearest sizes are {sizes}")
+    if bucketing is None or bucketing.no_upscale:
+        return
+    for key in ("min_bucket_reso", "max_bucket_reso"):
+        limit = found[key].value
+        if limit % step:
+            what = f"{key} {limit} must be divisible by bucket_reso_steps {step}"
+            near = " or ".join(str(side) for side in _multiples_around(limit, step))
+            problems.add(what, _place_of(key, found), f"the nearest values are {near}")
+    if bucketing.min_size > bucketing.max_size:
+        what = f"min_bucket_reso {bucketing.min_size} is above max_bucket_reso {bucketing.max_size}"
+        problems.add(what, _place_of("min_bucket_reso", found), "lower it, or raise max_bucket_reso")
+        return
+    shortest, longest = min(resolution) // step * step, -(-max(resolution) // step) * step
+    if min(resolution) < bucketing.min_size:
+        what = f"the resolution {resolution} has a side below min_bucket_reso {bucketing.min_size}"
+        fix = f"lower it with --min_bucket_reso {max(shortest, step)} (or min_bucket_reso in the dataset file)"
+        problems.add(what, _place_of("min_bucket_reso", found), fix)
+    if max(resolution) > bucketing.max_size:
+        what = f"the resolution {resolution} has a side above max_bucket_reso {bucketing.max_size}"
+        fix = f"raise it with --max_bucket_reso {longest} (or max_bucket_reso in the dataset file)"
+        problems.add(what, _place_of("max_bucket_reso", found), fix)
+
+
+def _place_of(key: str, found: dict[str, Value]) -> str:
+    return found[key].place or f"--{key} (its default)"
+
+
+def _multiples_around(side: int, step: int) -> list[int]:
+    below = side // step * step
+    return [multiple for multiple in (below, below + step) if multiple > 0]
+
+
+def _nearest_sizes(resolution: Size, step: int) -> list[Size]:
+    """The valid sizes just below and just above, sides that are valid already staying as they are."""
+    choices = [_multiples_around(side, step) if side % step else [side] for side in resolution]
+    return sorted({Size(choices[0][0], choices[1][0]), Size(choices[0][-1], choices[1][-1])})

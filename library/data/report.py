@@ -1,0 +1,109 @@
+"""What a run says about its pictures before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from library.data.config import DatasetConfig
+from library.data.facts import folder_name
+from library.data.index import CaptionSource, ImageIndex
+from library.data.placement import Placements
+from library.data.planner import Planner
+
+_NAMES_TOLD = 3
+_BUCKETS_PER_LINE = 6
+_SOURCE_WORDS = (
+    (CaptionSource.FILE, "from files"),
+    (CaptionSource.CLASS_TOKENS, "class tokens"),
+    (CaptionSource.EMPTY, "empty"),
+)
+
+
+def describe_dataset(index: ImageIndex, placements: Placements, planner: Planner) -> list[str]:
+    """The lines of the start-up report: datasets, folders, captions, buckets, and what deserves a look."""
+    lines: list[str] = []
+    first_subset = 0
+    for number, dataset in enumerate(index.datasets):
+        lines.append(f"dataset {number + 1}: {_describe_shape(dataset)}, batch size {dataset.batch_size}")
+        lines += _folder_lines(index, dataset, first_subset)
+        lines += _reg_lines(planner, number)
+        lines += _caption_lines(index, index.dataset == number)
+        if dataset.bucketing is not None:
+            lines += _bucket_lines(placements, number)
+        lines += _upscale_lines(index, placements, index.dataset == number)
+        first_subset += len(dataset.subsets)
+    lines.append(f"an epoch: {planner.batches_per_epoch} batches, {planner.updates_per_epoch} updates")
+    return lines
+
+
+def _describe_shape(dataset: DatasetConfig) -> str:
+    limits = dataset.bucketing
+    if limits is None:
+        return f"{dataset.resolution}, no buckets (pictures are scaled to cover it and cropped in the middle)"
+    if limits.no_upscale:
+        return (
+            f"area of {dataset.resolution}, buckets of the pictures' own sizes in steps of {limits.step}, no upscaling"
+        )
+    return (
+        f"area of {dataset.resolution}, buckets from {limits.min_size} to {limits.max_size} in steps of {limits.step}"
+    )
+
+
+def _folder_lines(index: ImageIndex, dataset: DatasetConfig, first_subset: int) -> Iterator[str]:
+    for number, subset in enumerate(dataset.subsets, first_subset):
+        count = np.count_nonzero(index.subset == number)
+        kind = ", regularisation" if subset.is_reg else ""
+        tokens = f', class tokens "{subset.class_tokens}"' if subset.class_tokens else ""
+        yield f"  {folder_name(subset)}: {count} pictures x {subset.num_repeats} repeats{tokens}{kind}"
+
+
+def _reg_lines(planner: Planner, dataset: int) -> Iterator[str]:
+    used, available = planner.reg_uses_per_epoch(dataset)
+    if not available:
+        return
+    line = f"  regularisation: {used} of {available} uses an epoch, one for each training use"
+    if used < available:
+        line += "; the others have their turn in later epochs"
+    elif used > available:
+        line += "; they are repeated to keep the balance"
+    yield line
+
+
+def _caption_lines(index: ImageIndex, rows: np.ndarray) -> Iterator[str]:
+    records = np.flatnonzero(rows)
+    parts = []
+    for source, words in _SOURCE_WORDS:
+        found = records[index.caption_source[records] == source]
+        if len(found):
+            # Only the odd ones out are named: where every picture is alike, names say nothing.
+            names = (
+                f" ({_first_names(index, found)})"
+                if source is not CaptionSource.FILE and len(found) < len(records)
+                else ""
+            )
+            parts.append(f"{len(found)} {words}{names}")
+    yield f"  captions: {', '.join(parts)}"
+
+
+def _bucket_lines(placements: Placements, dataset: int) -> Iterator[str]:
+    counts = np.bincount(placements.bucket, minlength=len(placements.buckets))
+    own = [number for number, owner in enumerate(placements.bucket_dataset) if owner == dataset]
+    cells = [f"{placements.buckets[number]}: {counts[number]}" for number in own]
+    for start in range(0, len(cells), _BUCKETS_PER_LINE):
+        head = "  buckets (size: pictures)  " if start == 0 else "    "
+        yield head + "  ".join(cells[start : start + _BUCKETS_PER_LINE])
+
+
+def _upscale_lines(index: ImageIndex, placements: Placements, rows: np.ndarray) -> Iterator[str]:
+    enlarged = (placements.resized_width > index.width) | (placements.resized_height > index.height)
+    found = np.flatnonzero(enlarged & rows)
+    if len(found):
+        names = _first_names(index, found)
+        yield f"  warning: {len(found)} pictures are smaller than their bucket and get enlarged: {names}"
+
+
+def _first_names(index: ImageIndex, records: np.ndarray) -> str:
+    more = f" and {len(records) - _NAMES_TOLD} more" if len(records) > _NAMES_TOLD else ""
+    return ", ".join(index.names[int(record)] for record in records[:_NAMES_TOLD]) + more

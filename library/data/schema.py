@@ -1,0 +1,221 @@
+"""The structure of a dataset file: [general], [[datasets]], [[datasets.subsets]], checked key by key.
+
+An upper level may give the keys of a lower one as their default, except `image_dir`. Voluptuous stops at the first bad
+entry of a list, so each table is checked on its own and all complaints are gathered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import voluptuous as vol
+
+from library.core.errors import Problems, nearest_name
+from library.core.sizes import Size
+from library.options.base import convert
+from library.options.checks import at_least, multiple_of
+
+Where = Callable[[str, int], str]  # key and how often it stood before -> file and line, or flag
+
+GENERAL, DATASET, SUBSET = "[general]", "[[datasets]]", "[[datasets.subsets]]"
+_STRUCTURE_KEYS = MappingProxyType({"general": GENERAL, "datasets": DATASET, "subsets": SUBSET})
+
+
+def caption_ending(value: str) -> str | None:
+    """A check: the ending of caption files, with its dot."""
+    if len(value) > 1 and value.startswith("."):
+        return None
+    return f"must begin with a dot, such as .txt, got {value!r}"
+
+
+@dataclass(frozen=True)
+class _Key:
+    kind: Any
+    check: Callable[[Any], str | None] | None = None
+
+    def __call__(self, value: Any) -> Any:
+        """Converts and checks one value, as voluptuous wants it."""
+        try:
+            converted = convert(value, self.kind)
+        except ValueError as error:
+            raise vol.Invalid(str(error)) from None
+        complaint = self.check(converted) if self.check else None
+        if complaint:
+            raise vol.Invalid(complaint)
+        return converted
+
+
+_DATASET_KEYS: Mapping[str, _Key] = MappingProxyType(
+    {
+        "resolution": _Key(Size),
+        "batch_size": _Key(int, at_least(1)),
+        "enable_bucket": _Key(bool),
+        "min_bucket_reso": _Key(int, multiple_of(8)),
+        "max_bucket_reso": _Key(int, multiple_of(8)),
+        "bucket_reso_steps": _Key(int, multiple_of(8)),
+        "bucket_no_upscale": _Key(bool),
+    }
+)
+_SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
+    {
+        "class_tokens": _Key(str),
+        "num_repeats": _Key(int, at_least(1)),
+        "is_reg": _Key(bool),
+        "caption_extension": _Key(str, caption_ending),
+        "allow_missing_captions": _Key(bool),
+    }
+)
+_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType({"image_dir": _Key(str), **_SHARED_SUBSET_KEYS})
+_LEVEL_KEYS: Mapping[str, Mapping[str, _Key]] = MappingProxyType(
+    {
+        GENERAL: {**_DATASET_KEYS, **_SHARED_SUBSET_KEYS},
+        DATASET: {**_DATASET_KEYS, **_SHARED_SUBSET_KEYS},
+        SUBSET: _SUBSET_KEYS,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the dataset file: the valid values, and where each of them stands."""
+
+    values: Mapping[str, Any]
+    places: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DatasetTables:
+    """One [[datasets]] entry with its subsets; `name` as messages call it."""
+
+    name: str
+    table: Table
+    subsets: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The whole dataset file. `bad_keys` had problems and are left out; what depends on them cannot be judged."""
+
+    general: Table
+    datasets: tuple[DatasetTables, ...]
+    bad_keys: frozenset[str]
+
+
+def read_structure(content: Mapping[str, Any], where: Where, problems: Problems) -> Structure:
+    """Checks the structure and every value of a dataset file.
+
+    Args:
+        content: the parsed file, or the same dictionary made from old-style flags.
+        where: names the place of a key, given how often that key stood before it.
+        problems: receives every mistake: unknown or misplaced keys, wrong types, values out of range, missing tables.
+    """
+    return _Reader(where, problems).read(content)
+
+
+class _Reader:
+    """Walks the file in its order, counting each key so that `where` can find its line."""
+
+    def __init__(self, where: Where, problems: Problems) -> None:
+        self._where = where
+        self._problems = problems
+        self._seen: Counter[str] = Counter()
+        self._bad_keys: set[str] = set()
+
+    def read(self, content: Mapping[str, Any]) -> Structure:
+        general, datasets = Table({}, {}), []
+        for key, value in content.items():
+            place = self._place(key, "")
+            if key == "general":
+                general = self._read_general(value, place)
+            elif key == "datasets":
+                datasets = self._read_datasets(value, place)
+            else:
+                self._report_unknown(key, "", place)
+        if "datasets" not in content:
+            fix = f"add {DATASET} and {SUBSET} with an image_dir"
+            self._problems.add(f"there is no {DATASET}", self._where("datasets", 0), fix)
+        return Structure(general, tuple(datasets), frozenset(self._bad_keys))
+
+    def _read_general(self, value: Any, place: str) -> Table:
+        if isinstance(value, Mapping):
+            return self._read_table(value, GENERAL, GENERAL)
+        self._problems.add("general must be a table", place, f"write {GENERAL} with single brackets")
+        return Table({}, {})
+
+    def _read_datasets(self, value: Any, place: str) -> list[DatasetTables]:
+        if not self._is_table_list(value, DATASET, place):
+            return []
+        return [self._read_dataset(entry, f"dataset {number}", place) for number, entry in enumerate(value, 1)]
+
+    def _read_dataset(self, entry: Mapping[str, Any], name: str, place: str) -> DatasetTables:
+        own = {key: value for key, value in entry.items() if key != "subsets"}
+        table = self._read_table(own, DATASET, name)
+        if "subsets" not in entry:
+            self._problems.add("the dataset has no subsets", f"{place} ({name})", f"add {SUBSET} with an image_dir")
+            return DatasetTables(name, table, ())
+        subset_place = self._place("subsets", name)
+        if not self._is_table_list(entry["subsets"], SUBSET, subset_place):
+            return DatasetTables(name, table, ())
+        subsets = []
+        for number, subset in enumerate(entry["subsets"], 1):
+            label = f"{name}, subset {number}"
+            subsets.append(self._read_table(subset, SUBSET, label))
+            if "image_dir" not in subset:
+                self._problems.add(
+                    "image_dir is missing", f"{subset_place} ({label})", "name the folder with the pictures"
+                )
+        return DatasetTables(name, table, tuple(subsets))
+
+    def _is_table_list(self, value: Any, level: str, place: str) -> bool:
+        if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+            return True
+        self._problems.add(f"a list of tables is needed, at least one, got {_kind_of(value)}", place, f"write {level}")
+        return False
+
+    def _read_table(self, entries: Mapping[str, Any], level: str, name: str) -> Table:
+        keys = _LEVEL_KEYS[level]
+        places = {key: self._place(key, name) for key in entries}
+        known = {key: value for key, value in entries.items() if key in keys}
+        for key in entries:
+            if key not in keys:
+                self._report_unknown(key, level, places[key])
+        values = dict(known)
+        try:
+            values = vol.Schema({vol.Optional(key): kind for key, kind in keys.items()})(known)
+        except vol.MultipleInvalid as error:
+            for invalid in error.errors:
+                key = str(invalid.path[0])
+                self._problems.add(f"{key}: {invalid.msg}", places[key], "give a value that fits")
+                self._bad_keys.add(key)
+            values = {key: keys[key](value) for key, value in known.items() if key not in self._bad_keys}
+        return Table(values, places)
+
+    def _place(self, key: str, table_name: str) -> str:
+        place = self._where(key, self._seen[key])
+        self._seen[key] += 1
+        return f"{place} ({table_name})" if table_name else place
+
+    def _report_unknown(self, key: str, level: str, place: str) -> None:
+        homes = [name for name, keys in _LEVEL_KEYS.items() if key in keys]
+        if key in _STRUCTURE_KEYS:
+            self._problems.add(f"{key} stands at the wrong level", place, f"write it as {_STRUCTURE_KEYS[key]}")
+        elif homes:
+            self._bad_keys.add(key)
+            self._problems.add(f"{key} stands at the wrong level", place, f"move it to {' or '.join(homes)}")
+        else:
+            self._problems.add(f"{key} is not a key of a dataset file", place, self._mend_for(key, level))
+
+    @staticmethod
+    def _mend_for(key: str, level: str) -> str:
+        valid = list(_LEVEL_KEYS[level]) if level else list(_STRUCTURE_KEYS)
+        nearest = nearest_name(key, valid) or nearest_name(key, [*_DATASET_KEYS, *_SUBSET_KEYS, *_STRUCTURE_KEYS])
+        return f"did you mean {nearest}?" if nearest else f"valid here: {', '.join(valid)}"
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "one table (single brackets)", list: "an empty or mixed list", str: "text", bool: "true/false"}
+    return names.get(type(value), "a number")

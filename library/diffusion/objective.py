@@ -1,0 +1,79 @@
+"""The training objective: predict what was added to the latents, given the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from library.diffusion.loss import weighted_mse
+from library.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, velocity
+
+EncodeTokens = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+
+
+class Objective(nn.Module):
+    """Latents, noise, time and caption to a loss; everything that trains is inside, so engines see one model.
+
+    Args:
+        unet: predicts from (noisy latents, timesteps, encoder_hidden_states); returns an object with `.sample`.
+        text_encoder: the caption's encoder.
+        encode_tokens: (text_encoder, input_ids) to encoder_hidden_states (B, L, D).
+        trained: further modules that train (a LoRA network), held so that their parameters belong to the objective.
+        prediction_type: "epsilon" or "v_prediction".
+        scaling_factor: what latents are multiplied by before they are diffused; applied here and nowhere else.
+    """
+
+    alphas_cumprod: torch.Tensor
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: nn.Module,
+        encode_tokens: EncodeTokens,
+        trained: nn.Module | None,
+        prediction_type: str,
+        scaling_factor: float,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.trained = trained
+        self.predicts_velocity = prediction_type == "v_prediction"
+        self._encode_tokens = encode_tokens
+        self._scaling_factor = scaling_factor
+        self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        input_ids: torch.Tensor,
+        loss_weights: torch.Tensor,
+        train_text_encoder: bool,
+    ) -> torch.Tensor:
+        """The loss of one batch.
+
+        Args:
+            latents: unscaled latents (B, 4, h, w).
+            noise: standard normal, same shape.
+            timesteps: diffusion times (B,), whole numbers below 1000.
+            input_ids: caption tokens (B, L).
+            loss_weights: (B,).
+            train_text_encoder: whether gradients flow into the text encoder at this step.
+
+        Returns:
+            Scalar loss, float32.
+        """
+        latents = latents * self._scaling_factor
+        alphas = self.alphas_cumprod[timesteps]
+        noisy_latents = add_noise(latents, noise, alphas)
+        target = velocity(latents, noise, alphas) if self.predicts_velocity else noise
+
+        with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
+            encoder_hidden_states = self._encode_tokens(self.text_encoder, input_ids)
+        weight_dtype = next(self.unet.parameters()).dtype
+        prediction = self.unet(noisy_latents.to(weight_dtype), timesteps, encoder_hidden_states.to(weight_dtype)).sample
+        return weighted_mse(prediction, target, loss_weights)

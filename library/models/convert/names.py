@@ -1,0 +1,24 @@
+"""Renaming by table: the longest dotted prefix that the table knows is replaced, the rest of the name stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def rename(name: str, table: Mapping[str, str]) -> str | None:
+    """The name with its longest known dotted prefix replaced, or None where the table knows none.
+
+    >>> rename("out.2.weight", {"out.2": "conv_out"})
+    'conv_out.weight'
+    """
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        replacement = table.get(".".join(parts[:count]))
+        if replacement is not None:
+            return ".".join([replacement, *parts[count:]])
+    return None
+
+
+def inverted(table: Mapping[str, str]) -> dict[str, str]:
+    """The table read from right to left."""
+    return {new: old for old, new in table.items()}

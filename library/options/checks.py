@@ -1,0 +1,50 @@
+"""Checks of option values: single fields (used in the dataclasses) and pairs of options that must fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def at_least(limit: float) -> Callable[[Any], str | None]:
+    """A check: the value is finite and not below `limit`."""
+
+    def check(value: Any) -> str | None:
+        if math.isfinite(value) and value >= limit:
+            return None
+        return f"must be {limit:g} or more, got {value:g}"
+
+    return check
+
+
+def above(limit: float) -> Callable[[Any], str | None]:
+    """A check: the value is finite and above `limit`."""
+
+    def check(value: Any) -> str | None:
+        return None if math.isfinite(value) and value > limit else f"must be above {limit:g}, got {value:g}"
+
+    return check
+
+
+def share_below_one(value: float) -> str | None:
+    """A check: a probability of at least 0 and below 1."""
+    return None if 0 <= value < 1 else f"must be at least 0 and below 1, got {value:g}"
+
+
+def multiple_of(step: int) -> Callable[[Any], str | None]:
+    """A check: a positive whole number divisible by `step`."""
+
+    def check(value: Any) -> str | None:
+        if value > 0 and value % step == 0:
+            return None
+        return f"must be a multiple of {step}, got {value}"
+
+    return check
+
+
+def file_stem(value: str) -> str | None:
+    """A check: a plain file name without folders."""
+    if value and not any(mark in value for mark in '/\\:*?"<>|') and value not in (".", ".."):
+        return None
+    return f'must be a plain name without folder or the characters / \\ : * ? " < > |, got {value!r}'

@@ -1,0 +1,33 @@
+"""Options that contradict each other, or that together leave something undone."""
+
+from __future__ import annotations
+
+from library.core.errors import Problems
+from library.options.network import NetworkOptions
+from library.options.training import TrainingOptions
+
+
+def check_length(training: TrainingOptions, problems: Problems) -> None:
+    """The run must have an end."""
+    if training.max_train_steps is None and training.max_train_epochs is None:
+        problems.add(
+            "how long to train is not said",
+            "--max_train_steps, --max_train_epochs",
+            "give one of them; 1000 to 2000 steps is a usual start for a LoRA on some twenty pictures",
+        )
+
+
+def check_network_parts(network: NetworkOptions, problems: Problems) -> None:
+    """Something must train, and a rate must belong to a part that does."""
+    unet_only, text_only = network.network_train_unet_only, network.network_train_text_encoder_only
+    if unet_only and text_only:
+        problems.add(
+            "each excludes the other",
+            "--network_train_unet_only, --network_train_text_encoder_only",
+            "keep one of them, or none to train both parts",
+        )
+        return
+    if unet_only and network.text_encoder_lr is not None:
+        problems.add("the text encoder does not train", "--text_encoder_lr", "remove it, or --network_train_unet_only")
+    if text_only and network.unet_lr is not None:
+        problems.add("the U-Net does not train", "--unet_lr", "remove it, or --network_train_text_encoder_only")

@@ -1,0 +1,67 @@
+"""Which pictures are trained on, and how they are placed into batches."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.core.sizes import Size
+from library.options.base import OptionGroup, option
+from library.options.checks import at_least, multiple_of
+
+
+def default_worker_count() -> int:
+    """Loader processes used unless the user says otherwise: CPU threads less one, 8 at most."""
+    return min(8, max(0, (os.cpu_count() or 1) - 1))
+
+
+@dataclass(frozen=True)
+class DataOptions(OptionGroup):
+    """Dataset options. Those that a dataset file can give as well are the fallback for what it leaves out."""
+
+    title: ClassVar[str] = "Dataset"
+
+    dataset_config: str | None = option(
+        None, "dataset file (.toml) with [general], [[datasets]] and [[datasets.subsets]]", metavar="FILE"
+    )
+    train_data_dir: str | None = option(
+        None,
+        "parent folder of folders named N_identifier class (N repeats), or a plain folder of pictures",
+        metavar="DIR",
+    )
+    reg_data_dir: str | None = option(
+        None, "parent folder of folders named N_class that hold regularisation pictures", metavar="DIR"
+    )
+    resolution: Size | None = option(
+        None, "training resolution: one number (square) or width,height; each divisible by 64", metavar="512 or 512,768"
+    )
+    train_batch_size: int = option(1, "pictures per batch", check=at_least(1), metavar="N")
+    enable_bucket: bool = option(
+        False, "sort them into buckets by aspect ratio instead of cropping all to one shape"
+    )
+    min_bucket_reso: int = option(256, "smallest side of a bucket", check=multiple_of(8), metavar="PIXELS")
+    max_bucket_reso: int = option(1024, "largest side of a bucket", check=multiple_of(8), metavar="PIXELS")
+    bucket_reso_steps: int = option(
+        64, "step between bucket sizes, a multiple of 8", check=multiple_of(8), metavar="PIXELS"
+    )
+    bucket_no_upscale: bool = option(False, "never enlarge a picture; small ones get buckets of their own size")
+    caption_extension: str | None = option(
+        None, "extension of caption files; without it .txt and .caption are both found", metavar=".EXT"
+    )
+    allow_missing_captions: bool = option(
+        False, "train pictures that have neither a caption file nor class tokens with an empty caption"
+    )
+    cache_latents: bool = option(False, "encode every picture once at the start and keep the latents in memory")
+    prior_loss_weight: float = option(
+        1.0, "weight of the loss of regularisation pictures", check=at_least(0), metavar="WEIGHT"
+    )
+    max_data_loader_n_workers: int | None = option(
+        None,
+        "processes that read pictures; 0 reads in the main process; default: CPU threads less one, 8 at most",
+        check=at_least(0),
+        metavar="N",
+    )
+    persistent_data_loader_workers: bool = option(
+        False, "accepted for familiarity: the loader processes always stay between epochs"
+    )

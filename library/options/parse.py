@@ -1,0 +1,224 @@
+"""From the command line and `--config_file` to checked option dataclasses, with every problem told at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from library.core.errors import Problems, UserError, suggest_name
+from library.core.toml_files import TomlFile, read_toml
+from library.options.base import (
+    OptionGroup,
+    convert,
+    default_of,
+    info_of,
+    option_fields,
+    text_to_value,
+    value_type,
+)
+from library.options.config import ConfigOptions
+
+GroupT = TypeVar("GroupT", bound=OptionGroup)
+
+
+@dataclass(frozen=True)
+class OptionValues:
+    """The checked options of one script, one instance a group."""
+
+    groups: tuple[OptionGroup, ...]
+    given: frozenset[str]
+
+    def of(self, group: type[GroupT]) -> GroupT:
+        """The instance of one option dataclass."""
+        for instance in self.groups:
+            if isinstance(instance, group):
+                return instance
+        raise KeyError(group.__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError.of(message, "command line", f"see python {self.prog} --help")
+
+
+def parse_options(
+    script: str, description: str, groups: Sequence[type[OptionGroup]], argv: Sequence[str]
+) -> OptionValues:
+    """Reads all options of a script.
+
+    Args:
+        script: the script's file name, for `--help` and messages.
+        description: the sentence at the top of `--help`.
+        groups: the option dataclasses the script understands; `ConfigOptions` is added.
+        argv: the words of the command line without the program's name.
+
+    Raises:
+        UserError: with every unknown flag or key, wrong type, value out of range and missing option.
+    """
+    all_groups = (*groups, ConfigOptions)
+    known = {item.name: (group, item) for group in all_groups for item in option_fields(group)}
+    problems = Problems()
+    texts, unknown = _split_command_line(script, description, all_groups, argv)
+    _report_unknown_words(unknown, known, problems)
+    values = _convert_texts(texts, known, problems)
+    from_file = _read_config_file(values, known, problems)
+    merged = {**from_file, **values}
+    _report_missing(merged, known, problems)
+    problems.raise_if_any()
+    built = tuple(
+        group(**{item.name: merged.get(item.name, default_of(item)) for item in option_fields(group)})
+        for group in all_groups
+    )
+    return OptionValues(built, frozenset(merged))
+
+
+def _split_command_line(
+    script: str, description: str, groups: Sequence[type[OptionGroup]], argv: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The raw words given for each known option, and the words that belong to none."""
+    parser = build_parser(script, description, groups)
+    namespace, unknown = parser.parse_known_args(list(argv))
+    return vars(namespace), unknown
+
+
+def build_parser(script: str, description: str, groups: Sequence[type[OptionGroup]]) -> argparse.ArgumentParser:
+    """The argparse parser of a script; it only splits words, values are converted by `convert`."""
+    parser = _Parser(prog=script, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for group in groups:
+        section = parser.add_argument_group(group.title)
+        for item in option_fields(group):
+            section.add_argument(f"--{item.name}", **_argument_settings(group, item))
+    return parser
+
+
+def _argument_settings(group: type[OptionGroup], item: Field[Any]) -> dict[str, Any]:
+    kind, info = value_type(group, item.name), info_of(item)
+    settings: dict[str, Any] = {"help": help_text(item).replace("%", "%%")}
+    if kind is bool:
+        return {**settings, "nargs": "?", "const": "true", "metavar": "true|false"}
+    if kind == tuple[str, ...]:
+        settings["nargs"] = "*"
+    settings["metavar"] = "|".join(info.choices) if info.choices else info.metavar
+    return settings
+
+
+def help_text(item: Field[Any]) -> str:
+    """The help of an option with what is true when it is not given."""
+    info, default = info_of(item), default_of(item)
+    if info.required:
+        return f"{info.help} (required)"
+    if default is None or default is False or default == () or "default:" in info.help:
+        return info.help
+    return f"{info.help} (default: {default})"
+
+
+def _report_unknown_words(unknown: Iterable[str], known: dict[str, Any], problems: Problems) -> None:
+    after_unknown_flag = False
+    for word in unknown:
+        is_flag = word.startswith("-") and not _is_number(word)
+        if is_flag:
+            flag = word.split("=", 1)[0]
+            flags = [f"--{name}" for name in known]
+            problems.add(
+                f"{flag} is not an option", "command line", suggest_name(flag, flags, "see --help for all options")
+            )
+        elif not after_unknown_flag:
+            problems.add(
+                f"{word!r} belongs to no option", "command line", "put quotes around values with spaces, or remove it"
+            )
+        after_unknown_flag = is_flag or after_unknown_flag
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _convert_texts(texts: dict[str, Any], known: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, raw in texts.items():
+        group, _ = known[name]
+        kind = value_type(group, name)
+        value = raw if isinstance(raw, list) else text_to_value(raw, kind)
+        _take_value(name, value, f"--{name}", known, values, problems)
+    return values
+
+
+def _take_value(
+    name: str, value: Any, where: str, known: dict[str, Any], values: dict[str, Any], problems: Problems
+) -> None:
+    """Converts and checks one value; keeps it in `values` or adds the complaint to `problems`."""
+    group, item = known[name]
+    info = info_of(item)
+    try:
+        converted = convert(value, value_type(group, name))
+    except ValueError as error:
+        problems.add(str(error), where, f"it means: {info.help}")
+        return
+    if info.choices:
+        matching = [choice for choice in info.choices if choice.lower() == converted.lower()]
+        if not matching:
+            fix = suggest_name(converted, info.choices, f"use one of: {', '.join(info.choices)}")
+            problems.add(f"{converted!r} is not available", where, fix)
+            return
+        converted = matching[0]
+    complaint = info.check(converted) if info.check else None
+    if complaint:
+        problems.add(complaint, where, f"it means: {info.help}")
+        return
+    values[name] = converted
+
+
+def _read_config_file(values: dict[str, Any], known: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    named = values.get("config_file")
+    if named is None or values.get("output_config"):
+        return {}
+    path = config_path(named)
+    try:
+        file = read_toml(path, "--config_file")
+    except UserError as error:
+        problems.extend(error.problems)
+        return {}
+    found: dict[str, Any] = {}
+    _take_table(file, file.content, known, found, problems)
+    return found
+
+
+def config_path(named: str) -> Path:
+    """The file `--config_file` means; the ending .toml may be left out."""
+    path = Path(named)
+    return path if path.suffix else path.with_suffix(".toml")
+
+
+def _take_table(
+    file: TomlFile, table: dict[str, Any], known: dict[str, Any], found: dict[str, Any], problems: Problems
+) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict) and key not in known:
+            _take_table(file, value, known, found, problems)
+        elif key not in known or key in ("config_file", "output_config"):
+            fix = suggest_name(key, known, "see --help for all options")
+            problems.add(f"{key} is not an option", file.where(key), fix)
+        elif key in found:
+            problems.add(f"{key} stands twice", file.where(key, 1), "keep one of them")
+        else:
+            _take_value(key, value, file.where(key), known, found, problems)
+
+
+def _report_missing(merged: dict[str, Any], known: dict[str, Any], problems: Problems) -> None:
+    if merged.get("output_config"):
+        if "config_file" not in merged:
+            problems.add("--output_config needs a file to write", "command line", "name it with --config_file FILE")
+        return
+    for name, (_, item) in known.items():
+        info = info_of(item)
+        if info.required and name not in merged and not any(name in problem.where for problem in problems):
+            problems.add(f"--{name} is missing", "command line", f"give the {info.help}")

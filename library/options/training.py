@@ -1,0 +1,70 @@
+"""How long, how fast and how exactly the run trains, and where it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.options.base import OptionGroup, option
+from library.options.checks import above, at_least, file_stem
+
+
+@dataclass(frozen=True)
+class TrainingOptions(OptionGroup):
+    """The loop: length, precision, memory, seed."""
+
+    title: ClassVar[str] = "Training"
+
+    max_train_steps: int | None = option(None, "number of updates", check=at_least(1), metavar="N")
+    max_train_epochs: int | None = option(
+        None, "number of epochs; wins over --max_train_steps when both are given", check=at_least(1), metavar="N"
+    )
+    gradient_accumulation_steps: int = option(
+        1, "batches whose gradients are averaged into one update", check=at_least(1), metavar="N"
+    )
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, slower")
+    mixed_precision: str = option(
+        "no", "precision of the computation; trained weights stay float32", choices=("no", "fp16", "bf16")
+    )
+    max_grad_norm: float = option(
+        1.0, "limit of the gradient norm; 0 switches it off", check=at_least(0), metavar="NORM"
+    )
+    seed: int = option(42, "seed of every random number of the run", metavar="N")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions(OptionGroup):
+    """The optimizer and its rate."""
+
+    title: ClassVar[str] = "Optimizer"
+
+    optimizer_type: str = option("AdamW", "the optimizer that applies the gradients", choices=("AdamW",))
+    learning_rate: float = option(
+        1e-4, "learning rate of every part that is given none of its own", check=above(0), metavar="RATE"
+    )
+    lr_scheduler: str = option("constant", "how the rate changes over the run", choices=("constant",))
+
+
+@dataclass(frozen=True)
+class OutputOptions(OptionGroup):
+    """Where results and logs go."""
+
+    title: ClassVar[str] = "Output and logs"
+
+    output_dir: str | None = option(None, "folder for the trained file and the log", required=True, metavar="DIR")
+    output_name: str | None = option(
+        None, "name of the trained file, without extension; default: last", check=file_stem, metavar="NAME"
+    )
+    overwrite: bool = option(False, "replace the trained file and log of an earlier run with the same name")
+    save_precision: str | None = option(
+        None,
+        "precision of the saved weights; default: that of the training (float, or that of --mixed_precision)",
+        choices=("float", "fp16", "bf16"),
+    )
+    training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")
+    logging_dir: str | None = option(
+        None, "folder for TensorBoard logs; each run writes into a folder named by date and time", metavar="DIR"
+    )
+    log_prefix: str | None = option(
+        None, "put before the date-time name of the log folder", check=file_stem, metavar="NAME"
+    )

@@ -1,0 +1,128 @@
+"""Everything that can be known to be wrong before a model is loaded, gathered and told at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from library.checkpoint.naming import last_file, log_file
+from library.core.errors import Problems, UserError
+from library.data.config import Description, describe
+from library.data.index import ImageIndex, build_index
+from library.data.placement import Placements, place_all
+from library.methods.network import check_network_file, import_network_module, parse_network_args
+from library.models.identify import ModelIdentity, identify, resolve_prediction_type
+from library.options.combinations import check_length, check_network_parts
+from library.options.data import DataOptions
+from library.options.model import ModelOptions
+from library.options.network import NetworkOptions
+from library.options.parse import OptionValues
+from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+
+NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Where the run writes."""
+
+    network: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class NetworkRun:
+    """A run of train_network.py that was found to be in order."""
+
+    model: ModelOptions
+    data: DataOptions
+    network: NetworkOptions
+    training: TrainingOptions
+    optimizer: OptimizerOptions
+    output: OutputOptions
+    identity: ModelIdentity
+    prediction_type: str
+    description: Description
+    index: ImageIndex
+    placements: Placements
+    files: OutputFiles
+
+
+def check_network_run(options: OptionValues) -> NetworkRun:
+    """Checks options, base model, network, dataset and output of train_network.py.
+
+    Raises:
+        UserError: with everything that was found.
+    """
+    problems = Problems()
+    model, data = options.of(ModelOptions), options.of(DataOptions)
+    network, training, output = options.of(NetworkOptions), options.of(TrainingOptions), options.of(OutputOptions)
+    check_length(training, problems)
+    check_network_parts(network, problems)
+    _attempt(problems, lambda: _check_network_module(network))
+    files = _check_output(output, problems)
+    identity = _attempt(problems, lambda: identify(Path(str(model.pretrained_model_name_or_path))))
+    prediction_type = identity and _attempt(
+        problems, lambda: resolve_prediction_type(identity, model.v2, model.v_parameterization)
+    )
+    description = _attempt(problems, lambda: describe(data))
+    index = description and _attempt(problems, lambda: build_index(description, data.prior_loss_weight))
+    problems.raise_if_any()
+    if not identity or not prediction_type or not description or index is None:
+        raise AssertionError("a check failed without saying why")
+    return NetworkRun(
+        model=model,
+        data=data,
+        network=network,
+        training=training,
+        optimizer=options.of(OptimizerOptions),
+        output=output,
+        identity=identity,
+        prediction_type=prediction_type,
+        description=description,
+        index=index,
+        placements=place_all(index),
+        files=files,
+    )
+
+
+def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None:
+    """The result of a check, or None with its problems gathered."""
+    try:
+        return check()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _check_network_module(network: NetworkOptions) -> None:
+    import_network_module(network.network_module)
+    parse_network_args(network.network_args)
+    check_network_file(network.network_weights)
+
+
+def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:
+    folder = Path(str(output.output_dir))
+    files = OutputFiles(last_file(folder, output.output_name, ".safetensors"), log_file(folder, output.output_name))
+    for flag, named in (("--output_dir", folder), ("--logging_dir", output.logging_dir and Path(output.logging_dir))):
+        if named and named.exists() and not named.is_dir():
+            problems.add(f"{named} is a file, a folder is needed", flag, "name another folder")
+            return files
+    existing = [str(path) for path in (files.network, files.log) if path.exists()]
+    if existing and not output.overwrite:
+        problems.add(
+            f"{' and '.join(existing)} of an earlier run would be lost",
+            "--output_dir, --output_name",
+            "choose another --output_name, move the old file away, or give --overwrite",
+        )
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(nearest).free
+    if free < NEEDED_SPACE:
+        fix = f"free {NEEDED_SPACE >> 20} MiB or choose another folder"
+        problems.add(f"only {free >> 20} MiB are free on its disk", "--output_dir", fix)
+    return files

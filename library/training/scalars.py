@@ -1,0 +1,118 @@
+"""Losses and rates as they are logged: JSONL always, TensorBoard when asked.
+
+Numbers stay on the device until a drain, so that logging never makes the loop wait for the device at every step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+DRAIN_EVERY = 10  # updates; the first ones drain singly, so that something is seen at once
+TAG_OF_COMPONENT = {"text_encoder": "textencoder"}  # the tags dashboards know: lr/unet, lr/textencoder
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ScalarLog:
+    """Collects the numbers of each update and writes them in order.
+
+    Args:
+        jsonl: file of the JSONL log, or None on processes that do not write.
+        tensorboard: folder of the TensorBoard events, or None.
+        updates_per_epoch: the moving average of the loss covers as many updates.
+        reduce: mean over processes of a tensor; called by all of them at the same updates.
+    """
+
+    def __init__(self, jsonl: Path | None, tensorboard: Path | None, updates_per_epoch: int, reduce: Reduce) -> None:
+        self._file: IO[str] | None = _open(jsonl) if jsonl is not None else None
+        self._writer = _tensorboard_writer(tensorboard) if tensorboard is not None else None
+        self._recent: deque[float] = deque(maxlen=updates_per_epoch)
+        self._reduce = reduce
+        self._waiting: list[tuple[int, int, dict[str, float]]] = []
+        self._tensors: list[torch.Tensor] = []
+        self._last_drain = time.perf_counter()
+        self._epoch_losses: list[float] = []
+        self.first_loss: float | None = None
+
+    @property
+    def average_loss(self) -> float | None:
+        """Moving average of the loss over an epoch's length; None before the first drain."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
+
+    def record(
+        self, step: int, epoch: int, loss: torch.Tensor, grad_norm: torch.Tensor, rates: Mapping[str, float]
+    ) -> bool:
+        """Takes the numbers of one update; step counts from 1. True when they were drained."""
+        self._waiting.append((step, epoch, {f"lr/{TAG_OF_COMPONENT.get(k, k)}": v for k, v in rates.items()}))
+        self._tensors.append(torch.stack((loss.detach().float(), grad_norm.detach().float())))
+        if step <= DRAIN_EVERY or step % DRAIN_EVERY == 0:
+            self.drain()
+            return True
+        return False
+
+    def drain(self) -> None:
+        """Reads the waiting numbers from the device and writes them."""
+        if not self._waiting:
+            return
+        values = self._reduce(torch.stack(self._tensors)).tolist()
+        now = time.perf_counter()
+        speed = len(self._waiting) / max(now - self._last_drain, 1e-9)
+        for (step, epoch, rates), (loss, grad_norm) in zip(self._waiting, values, strict=True):
+            self._recent.append(loss)
+            self._epoch_losses.append(loss)
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            average = sum(self._recent) / len(self._recent)
+            row = {"loss/current": loss, "loss/average": average, **rates, "grad_norm": grad_norm, "speed": speed}
+            self._write({"step": step, "epoch": epoch, **row})
+        self._waiting.clear()
+        self._tensors.clear()
+        self._last_drain = now
+        self._flush()
+
+    def end_epoch(self, step: int, epoch: int) -> None:
+        """Writes the mean loss of the epoch (counted from 1)."""
+        self.drain()
+        if self._epoch_losses:
+            self._write(
+                {"step": step, "epoch": epoch, "loss/epoch_average": sum(self._epoch_losses) / len(self._epoch_losses)}
+            )
+            self._epoch_losses.clear()
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what waits and closes the files."""
+        self.drain()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+        if self._writer is not None:
+            for tag, value in row.items():
+                if tag not in ("step", "epoch"):
+                    self._writer.add_scalar(tag, value, row["step"])
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+
+def _open(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", encoding="utf-8", newline="\n")
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted with --logging_dir
+
+    return SummaryWriter(str(folder))

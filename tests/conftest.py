@@ -1,0 +1,47 @@
+"""Set-up shared by all tests: no network, one thread, a device chosen by `tools/test.py --device`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before any library reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+PHOTOS = ROOT / "tests" / "fixtures" / "photos"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where device-dependent tests run; `python tools/test.py --device cuda` sets it."""
+    return torch.device(os.environ.get("SD_ATELIER_TEST_DEVICE", "cpu"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder of real photographs of differing shapes, each with a caption file."""
+    return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random models as single files, by kind: sd1, sd2, sd2_v."""
+    from library.models.save import save_single_file
+    from library.models.tiny import make_tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny_models")
+    paths = {kind: folder / f"{kind}.safetensors" for kind in ("sd1", "sd2", "sd2_v")}
+    for kind, path in paths.items():
+        save_single_file(make_tiny_model(kind, seed=0), path, {})
+    return paths

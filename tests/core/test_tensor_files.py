@@ -1,0 +1,77 @@
+"""Safetensors files: readable by the reference library, deterministic, whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from library.core.tensor_files import (
+    LEGACY_HASH_KEY,
+    MODEL_HASH_KEY,
+    data_hash,
+    legacy_hash,
+    with_hashes,
+    write_safetensors,
+)
+
+
+def example(size: int = 3) -> dict[str, torch.Tensor]:
+    return {
+        "b.weight": torch.arange(2 * size, dtype=torch.float32).view(2, size).t(),
+        "a.weight": torch.linspace(-1, 1, 5).to(torch.float16),
+        "c.alpha": torch.tensor(1.5, dtype=torch.bfloat16),
+        "d.empty": torch.zeros(0, 4),
+        "e.ids": torch.arange(4),
+    }
+
+
+def test_the_reference_library_reads_what_we_write(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "x.safetensors", example()
+    write_safetensors(path, tensors, {"ss_名前": "値", "a": "b"})
+    read = load_file(str(path))
+    assert set(read) == set(tensors)
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata() == {"ss_名前": "値", "a": "b"}
+
+
+def test_bytes_do_not_depend_on_order(tmp_path: Path) -> None:
+    tensors = example()
+    write_safetensors(tmp_path / "1", tensors, {"a": "1", "b": "2"})
+    write_safetensors(tmp_path / "2", dict(reversed(tensors.items())), {"b": "2", "a": "1"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+@pytest.mark.parametrize("size", [3, 400_000])
+def test_hashes_inside_describe_the_file_that_holds_them(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, example(size), with_hashes({"ss_a": "b"}))
+    content = path.read_bytes()
+    header = int.from_bytes(content[:8], "little")
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    assert metadata[MODEL_HASH_KEY] == hashlib.sha256(content[8 + header :]).hexdigest() == data_hash(path)
+    expected = hashlib.sha256(content[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    assert metadata[LEGACY_HASH_KEY] == expected == legacy_hash(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.ones(2)}, {})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="cannot be stored"):
+        write_safetensors(path, {"a": torch.ones(2, dtype=torch.complex64)}, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_metadata_that_would_make_the_file_unreadable_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unreadable"):
+        write_safetensors(tmp_path / "x", {"a": torch.ones(1)}, {"big": "x" * 50_000_001})
+    assert list(tmp_path.iterdir()) == []

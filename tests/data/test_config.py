@@ -1,0 +1,199 @@
+"""Dataset descriptions: the fallback rule, old-style folders, and sizes that cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from library.core.errors import UserError
+from library.core.sizes import Size
+from library.data.buckets import BucketLimits
+from library.data.config import Description, describe
+from library.options.data import DataOptions
+from tests.data.data_helpers import save_picture
+
+LEVELS = ("subset", "dataset", "general", "command line")
+
+
+def describe_toml(tmp_path: Path, text: str, **options: object) -> Description:
+    path = tmp_path / "data.toml"
+    path.write_text(text, encoding="utf-8")
+    return describe(DataOptions(dataset_config=str(path), **options))  # type: ignore[arg-type]
+
+
+def described(options: DataOptions) -> str:
+    with pytest.raises(UserError) as error:
+        describe(options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("number_of_levels", range(5))
+def test_inner_level_wins(tmp_path: Path, number_of_levels: int) -> None:
+    """Gives the ending at all levels from the outermost inwards; the innermost one given counts."""
+    given = LEVELS[len(LEVELS) - number_of_levels :]
+    line = {level: f"caption_extension = '.{level}'" if level in given else "" for level in LEVELS}
+    text = f"""
+[general]
+{line["general"]}
+[[datasets]]
+{line["dataset"]}
+[[datasets.subsets]]
+image_dir = "a"
+{line["subset"]}
+"""
+    ending = ".command line" if "command line" in given else None
+    (dataset,) = describe_toml(tmp_path, text, resolution=Size(512, 512), caption_extension=ending).datasets
+    expected = (f".{given[0]}",) if given else (".txt", ".caption")
+    assert dataset.subsets[0].caption_extensions == expected
+    assert (dataset.subsets[0].caption_extension_from is None) == (not given)
+
+
+def test_values_of_all_levels_come_together(tmp_path: Path) -> None:
+    text = """
+[general]
+enable_bucket = true
+num_repeats = 3
+[[datasets]]
+resolution = 512
+min_bucket_reso = 320
+class_tokens = "shs dog"
+[[datasets.subsets]]
+image_dir = "a"
+[[datasets.subsets]]
+image_dir = "b"
+num_repeats = 1
+is_reg = true
+class_tokens = ""
+[[datasets]]
+batch_size = 7
+resolution = [768, 512]
+enable_bucket = false
+[[datasets.subsets]]
+image_dir = "c"
+"""
+    first, second = describe_toml(tmp_path, text, train_batch_size=2, max_bucket_reso=1280).datasets
+    assert (first.resolution, first.batch_size) == (Size(512, 512), 2)
+    assert first.bucketing == BucketLimits(320, 1280, 64)
+    assert [(s.num_repeats, s.is_reg, s.class_tokens) for s in first.subsets] == [(3, False, "shs dog"), (1, True, None)]
+    assert (second.resolution, second.batch_size, second.bucketing) == (Size(768, 512), 7, None)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    save_picture(tmp_path / "train" / "10_shs dog" / "a.png")
+    save_picture(tmp_path / "train" / "2_cpc cat_b" / "a.png")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "empty").mkdir()
+    save_picture(tmp_path / "reg" / "1_dog" / "a.png")
+    return tmp_path / "train"
+
+
+def old_style(parent: Path, **changes: object) -> DataOptions:
+    return replace(DataOptions(train_data_dir=str(parent), resolution=Size(512, 512)), **changes)  # type: ignore[arg-type]
+
+
+def test_folder_names_become_the_same_description_as_a_file(parent: Path, tmp_path: Path) -> None:
+    text = f"""
+[[datasets]]
+[[datasets.subsets]]
+image_dir = '{parent / "10_shs dog"}'
+num_repeats = 10
+class_tokens = "shs dog"
+[[datasets.subsets]]
+image_dir = '{parent / "2_cpc cat_b"}'
+num_repeats = 2
+class_tokens = "cpc cat_b"
+[[datasets.subsets]]
+image_dir = '{parent.parent / "reg" / "1_dog"}'
+is_reg = true
+class_tokens = "dog"
+"""
+    from_folders = describe(old_style(parent, reg_data_dir=str(parent.parent / "reg")))
+    assert from_folders == describe_toml(tmp_path, text, resolution=Size(512, 512))
+
+
+def test_plain_folder_of_pictures_is_understood_and_told(tmp_path: Path) -> None:
+    save_picture(tmp_path / "dogs" / "a.png")
+    description = describe(old_style(tmp_path / "dogs"))
+    (subset,) = description.datasets[0].subsets
+    assert (subset.image_dir, subset.num_repeats, subset.class_tokens) == (tmp_path / "dogs", 1, None)
+    assert "plain folder of 1 pictures" in description.notes[0]
+
+
+def test_leaf_folder_is_answered_with_its_parent(parent: Path) -> None:
+    told = described(old_style(parent / "10_shs dog"))
+    assert f"give its parent {parent.resolve()}" in told
+
+
+def test_pictures_that_would_not_be_trained_are_told(parent: Path) -> None:
+    save_picture(parent / "loose.png")
+    save_picture(parent / "20 sks cat" / "a.png")
+    save_picture(parent / "0_zero" / "a.png")
+    told = described(old_style(parent))
+    assert "1 pictures lie beside" in told
+    assert "20 sks cat" in told and "underscore" in told
+    assert "0_zero asks for 0 repeats" in told
+
+
+@pytest.mark.parametrize("flag", ["train_data_dir", "reg_data_dir"])
+def test_missing_and_empty_folders_are_told(parent: Path, tmp_path: Path, flag: str) -> None:
+    assert "does not exist" in described(old_style(parent, **{flag: str(tmp_path / "nowhere")}))
+    (tmp_path / "bare").mkdir()
+    assert f"--{flag}: neither pictures nor folders" in described(old_style(parent, **{flag: str(tmp_path / "bare")}))
+
+
+def test_source_of_pictures_must_be_clear(parent: Path) -> None:
+    assert "both given" in described(old_style(parent, dataset_config="data.toml"))
+    assert "no pictures are given" in described(DataOptions(resolution=Size(512, 512)))
+    assert "without --train_data_dir" in described(DataOptions(reg_data_dir=str(parent), resolution=Size(512, 512)))
+
+
+def test_unclear_folders_and_wrong_sizes_are_told_together() -> None:
+    told = described(DataOptions(train_data_dir="nowhere", resolution=Size(500, 512), caption_extension="txt"))
+    assert "does not exist" in told and "divisible by 64" in told and "begin with a dot" in told
+
+
+BUCKETS = {"enable_bucket": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"resolution": None}, "the training resolution is missing"),
+        ({"resolution": Size(500, 512)}, "the nearest sizes are 448x512 or 512x512"),
+        ({"resolution": Size(40, 40)}, "the nearest sizes are 64x64"),
+        ({**BUCKETS, "resolution": Size(528, 512), "bucket_reso_steps": 32}, "the nearest sizes are 512x512 or 544x512"),
+        ({**BUCKETS, "resolution": Size(64, 64)}, "--min_bucket_reso 64"),
+        ({**BUCKETS, "resolution": Size(1536, 512)}, "--max_bucket_reso 1536"),
+        ({**BUCKETS, "min_bucket_reso": 264}, "the nearest values are 256 or 320"),
+        ({**BUCKETS, "min_bucket_reso": 1280}, "above max_bucket_reso"),
+        ({"bucket_no_upscale": True}, "no effect while enable_bucket is off"),
+    ],
+)
+def test_sizes_that_cannot_work(parent: Path, changes: dict[str, object], told: str) -> None:
+    assert told in described(old_style(parent, **changes))
+
+
+def test_small_resolution_works_with_a_lower_limit(parent: Path) -> None:
+    options = old_style(parent, resolution=Size(64, 64), enable_bucket=True, min_bucket_reso=64, bucket_reso_steps=16)
+    assert describe(options).datasets[0].bucketing == BucketLimits(64, 1024, 16)
+
+
+def test_idle_bucket_sizes_are_noted(parent: Path) -> None:
+    assert "min_bucket_reso" in describe(old_style(parent, min_bucket_reso=128)).notes[0]
+    idle = describe(old_style(parent, enable_bucket=True, bucket_no_upscale=True, max_bucket_reso=512))
+    assert "max_bucket_reso have no effect with bucket_no_upscale" in idle.notes[0]
+
+
+def test_regularisation_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only regularisation pictures"):
+        text = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\nis_reg = true\n"
+        describe_toml(tmp_path, text)
+
+
+def test_bad_value_does_not_draw_a_second_complaint(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        describe_toml(tmp_path, "[[datasets]]\nresolution = 'big'\n[[datasets.subsets]]\nimage_dir = 'a'\n")
+    assert len(error.value.problems) == 1
