@@ -1,7 +1,8 @@
 """Makes the project's own Python environment in .venv; shared by quickstart.py and test.py.
 
-Needs nothing but the standard library, and runs on Pythons too old for the rest, to say so. A stamp file, written last, says what was installed: when it still fits, nothing
-is run at all, and an interrupted installation is taken up again.
+Needs nothing but the standard library, and starts on Pythons too old for the rest, to say so. A stamp file, written
+last, says what was installed: when it still fits, nothing is run at all, and an interrupted installation is taken up
+again.
 """
 
 from __future__ import annotations

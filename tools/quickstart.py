@@ -54,7 +54,7 @@ def _parse() -> argparse.Namespace:
         "--device", choices=("auto", "cpu"), default="auto", help="auto takes the graphics card when there is one"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("output/quickstart"), help="folder for the results"
+        "--output", type=Path, default=Path("output/quickstart"), help="folder for the results, below this project"
     )
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
 """Every random number of a run, each from its own generator.
 
 A draw is named by (seed, epoch, sample key, purpose) and depends on nothing else: not on the draws before it, the
-loader worker, the process or the point where a run was resumed. The name is hashed (BLAKE2b, stable across processes and
-platforms, unlike `hash`) into the 128-bit key of a Philox counter generator (Salmon et al., 2011).
+loader worker, the process or the point where a run was resumed. The name is hashed (BLAKE2b, stable across processes
+and platforms, unlike `hash`) into the 128-bit key of a Philox counter generator (Salmon et al., 2011).
 """
 
 from __future__ import annotations

@@ -115,6 +115,13 @@ def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> 
         what = "--reg_data_dir is given without --train_data_dir" if folders else "no pictures are given"
         problems.add(what, "command line", "give --train_data_dir DIR, or --dataset_config FILE.toml")
         return {}, _no_place
+    if (
+        options.reg_data_dir is not None
+        and Path(options.reg_data_dir).resolve() == Path(options.train_data_dir).resolve()
+    ):
+        what = "--train_data_dir and --reg_data_dir name the same folder"
+        problems.add(what, "command line", "give the parent of the regularisation folders, or leave --reg_data_dir out")
+        return {}, _no_place
     subsets = subset_tables(Path(options.train_data_dir), "--train_data_dir", False, problems, notes)
     if options.reg_data_dir is not None:
         subsets += subset_tables(Path(options.reg_data_dir), "--reg_data_dir", True, problems, notes)

@@ -35,6 +35,7 @@ def caption_ending(value: str) -> str | None:
 @dataclass(frozen=True)
 class _Key:
     kind: Any
+    example: str
     check: Callable[[Any], str | None] | None = None
 
     def __call__(self, value: Any) -> Any:
@@ -51,25 +52,25 @@ class _Key:
 
 _DATASET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
-        "resolution": _Key(Size),
-        "batch_size": _Key(int, at_least(1)),
-        "enable_bucket": _Key(bool),
-        "min_bucket_reso": _Key(int, multiple_of(8)),
-        "max_bucket_reso": _Key(int, multiple_of(8)),
-        "bucket_reso_steps": _Key(int, multiple_of(8)),
-        "bucket_no_upscale": _Key(bool),
+        "resolution": _Key(Size, "512 (square) or [512, 768] (width, height)"),
+        "batch_size": _Key(int, "4", at_least(1)),
+        "enable_bucket": _Key(bool, "true"),
+        "min_bucket_reso": _Key(int, "256", multiple_of(8)),
+        "max_bucket_reso": _Key(int, "1024", multiple_of(8)),
+        "bucket_reso_steps": _Key(int, "64", multiple_of(8)),
+        "bucket_no_upscale": _Key(bool, "true"),
     }
 )
 _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
-        "class_tokens": _Key(str),
-        "num_repeats": _Key(int, at_least(1)),
-        "is_reg": _Key(bool),
-        "caption_extension": _Key(str, caption_ending),
-        "allow_missing_captions": _Key(bool),
+        "class_tokens": _Key(str, "'shs dog'"),
+        "num_repeats": _Key(int, "10", at_least(1)),
+        "is_reg": _Key(bool, "true"),
+        "caption_extension": _Key(str, "'.txt'", caption_ending),
+        "allow_missing_captions": _Key(bool, "true"),
     }
 )
-_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType({"image_dir": _Key(str), **_SHARED_SUBSET_KEYS})
+_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType({"image_dir": _Key(str, "'pictures/dog'"), **_SHARED_SUBSET_KEYS})
 _LEVEL_KEYS: Mapping[str, Mapping[str, _Key]] = MappingProxyType(
     {
         GENERAL: {**_DATASET_KEYS, **_SHARED_SUBSET_KEYS},
@@ -128,13 +129,12 @@ class _Reader:
     def read(self, content: Mapping[str, Any]) -> Structure:
         general, datasets = Table({}, {}), []
         for key, value in content.items():
-            place = self._place(key, "")
             if key == "general":
-                general = self._read_general(value, place)
+                general = self._read_general(value, self._place(key, ""))
             elif key == "datasets":
-                datasets = self._read_datasets(value, place)
+                datasets = self._read_datasets(value)
             else:
-                self._report_unknown(key, "", place)
+                self._report_unknown(key, "", self._place(key, ""))
         if "datasets" not in content:
             fix = f"add {DATASET} and {SUBSET} with an image_dir"
             self._problems.add(f"there is no {DATASET}", self._where("datasets", 0), fix)
@@ -146,28 +146,27 @@ class _Reader:
         self._problems.add("general must be a table", place, f"write {GENERAL} with single brackets")
         return Table({}, {})
 
-    def _read_datasets(self, value: Any, place: str) -> list[DatasetTables]:
-        if not self._is_table_list(value, DATASET, place):
+    def _read_datasets(self, value: Any) -> list[DatasetTables]:
+        if not self._is_table_list(value, DATASET, self._where("datasets", 0)):
             return []
-        return [self._read_dataset(entry, f"dataset {number}", place) for number, entry in enumerate(value, 1)]
+        return [self._read_dataset(entry, f"dataset {number}") for number, entry in enumerate(value, 1)]
 
-    def _read_dataset(self, entry: Mapping[str, Any], name: str, place: str) -> DatasetTables:
-        own = {key: value for key, value in entry.items() if key != "subsets"}
-        table = self._read_table(own, DATASET, name)
+    def _read_dataset(self, entry: Mapping[str, Any], name: str) -> DatasetTables:
+        # The heads [[datasets]] and [[datasets.subsets]] both count as places of `datasets`, in the order of the file.
+        place = self._place("datasets", name)
+        table = self._read_table({key: value for key, value in entry.items() if key != "subsets"}, DATASET, name)
         if "subsets" not in entry:
-            self._problems.add("the dataset has no subsets", f"{place} ({name})", f"add {SUBSET} with an image_dir")
+            self._problems.add("the dataset has no subsets", place, f"add {SUBSET} with an image_dir")
             return DatasetTables(name, table, ())
-        subset_place = self._place("subsets", name)
-        if not self._is_table_list(entry["subsets"], SUBSET, subset_place):
+        if not self._is_table_list(entry["subsets"], SUBSET, place):
             return DatasetTables(name, table, ())
         subsets = []
         for number, subset in enumerate(entry["subsets"], 1):
             label = f"{name}, subset {number}"
-            subsets.append(self._read_table(subset, SUBSET, label))
+            place = self._place("datasets", label)
             if "image_dir" not in subset:
-                self._problems.add(
-                    "image_dir is missing", f"{subset_place} ({label})", "name the folder with the pictures"
-                )
+                self._problems.add("image_dir is missing", place, "name the folder with the pictures")
+            subsets.append(self._read_table(subset, SUBSET, label))
         return DatasetTables(name, table, tuple(subsets))
 
     def _is_table_list(self, value: Any, level: str, place: str) -> bool:
@@ -189,7 +188,9 @@ class _Reader:
         except vol.MultipleInvalid as error:
             for invalid in error.errors:
                 key = str(invalid.path[0])
-                self._problems.add(f"{key}: {invalid.msg}", places[key], "give a value that fits")
+                self._problems.add(
+                    f"{key}: {invalid.msg}", places[key], f"write for example {key} = {keys[key].example}"
+                )
                 self._bad_keys.add(key)
             values = {key: keys[key](value) for key, value in known.items() if key not in self._bad_keys}
         return Table(values, places)

@@ -70,8 +70,8 @@ FULL_WIDTHS: Mapping[str, Widths] = MappingProxyType(
 )
 TOY_WIDTHS: Mapping[str, Widths] = MappingProxyType(
     {
-        "sd1": Widths((32, 64, 64, 64), (32, 32, 32, 32), 32, 128),
-        "sd2": Widths((32, 64, 64, 64), (32, 32, 32, 32), 64, 256),
+        "sd1": Widths((32, 64, 96, 96), (32, 64, 96, 96), 32, 128),
+        "sd2": Widths((32, 64, 96, 96), (32, 64, 96, 96), 64, 256),
     }
 )
 

@@ -20,9 +20,7 @@ class ModelOptions(OptionGroup):
         required=True,
         metavar="PATH",
     )
-    v2: bool = option(
-        False, "the base model is Stable Diffusion 2.x; checked, but never needed: the file tells it"
-    )
+    v2: bool = option(False, "the base model is Stable Diffusion 2.x; checked, but never needed: the file tells it")
     v_parameterization: bool = option(
         False, "the base model predicts v instead of noise (SD2 768-v); a single file cannot tell this itself"
     )

@@ -39,6 +39,9 @@ class OptimizerOptions(OptionGroup):
     title: ClassVar[str] = "Optimizer"
 
     optimizer_type: str = option("AdamW", "the optimizer that applies the gradients", choices=("AdamW",))
+    optimizer_args: tuple[str, ...] = option(
+        (), "further arguments of the optimizer, such as weight_decay=0.01 betas=0.9,0.999", metavar="KEY=VALUE"
+    )
     learning_rate: float = option(
         1e-4, "learning rate of every part that is given none of its own", check=above(0), metavar="RATE"
     )

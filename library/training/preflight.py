@@ -15,6 +15,7 @@ from library.data.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
 from library.methods.network import check_network_file, import_network_module, parse_network_args
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
+from library.optim.optimizers import parse_optimizer_args
 from library.options.combinations import check_length, check_network_parts
 from library.options.data import DataOptions
 from library.options.model import ModelOptions
@@ -64,7 +65,9 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     network, training, output = options.of(NetworkOptions), options.of(TrainingOptions), options.of(OutputOptions)
     check_length(training, problems)
     check_network_parts(network, problems)
+    optimizer = options.of(OptimizerOptions)
     _attempt(problems, lambda: _check_network_module(network))
+    _attempt(problems, lambda: parse_optimizer_args(optimizer.optimizer_args))
     files = _check_output(output, problems)
     identity = _attempt(problems, lambda: identify(Path(str(model.pretrained_model_name_or_path))))
     prediction_type = identity and _attempt(
@@ -80,7 +83,7 @@ def check_network_run(options: OptionValues) -> NetworkRun:
         data=data,
         network=network,
         training=training,
-        optimizer=options.of(OptimizerOptions),
+        optimizer=optimizer,
         output=output,
         identity=identity,
         prediction_type=prediction_type,

@@ -76,7 +76,10 @@ image_dir = "c"
     first, second = describe_toml(tmp_path, text, train_batch_size=2, max_bucket_reso=1280).datasets
     assert (first.resolution, first.batch_size) == (Size(512, 512), 2)
     assert first.bucketing == BucketLimits(320, 1280, 64)
-    assert [(s.num_repeats, s.is_reg, s.class_tokens) for s in first.subsets] == [(3, False, "shs dog"), (1, True, None)]
+    assert [(s.num_repeats, s.is_reg, s.class_tokens) for s in first.subsets] == [
+        (3, False, "shs dog"),
+        (1, True, None),
+    ]
     assert (second.resolution, second.batch_size, second.bucketing) == (Size(768, 512), 7, None)
 
 
@@ -146,6 +149,7 @@ def test_missing_and_empty_folders_are_told(parent: Path, tmp_path: Path, flag: 
 
 def test_source_of_pictures_must_be_clear(parent: Path) -> None:
     assert "both given" in described(old_style(parent, dataset_config="data.toml"))
+    assert "name the same folder" in described(old_style(parent, reg_data_dir=str(parent)))
     assert "no pictures are given" in described(DataOptions(resolution=Size(512, 512)))
     assert "without --train_data_dir" in described(DataOptions(reg_data_dir=str(parent), resolution=Size(512, 512)))
 
@@ -164,7 +168,10 @@ BUCKETS = {"enable_bucket": True}
         ({"resolution": None}, "the training resolution is missing"),
         ({"resolution": Size(500, 512)}, "the nearest sizes are 448x512 or 512x512"),
         ({"resolution": Size(40, 40)}, "the nearest sizes are 64x64"),
-        ({**BUCKETS, "resolution": Size(528, 512), "bucket_reso_steps": 32}, "the nearest sizes are 512x512 or 544x512"),
+        (
+            {**BUCKETS, "resolution": Size(528, 512), "bucket_reso_steps": 32},
+            "the nearest sizes are 512x512 or 544x512",
+        ),
         ({**BUCKETS, "resolution": Size(64, 64)}, "--min_bucket_reso 64"),
         ({**BUCKETS, "resolution": Size(1536, 512)}, "--max_bucket_reso 1536"),
         ({**BUCKETS, "min_bucket_reso": 264}, "the nearest values are 256 or 320"),

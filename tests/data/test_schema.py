@@ -57,6 +57,7 @@ def test_good_file_is_converted(tmp_path: Path) -> None:
         ("resolutoin = 512", "did you mean resolution?"),
         ("batch_size = 'four'", "a whole number is expected, got 'four' (text)"),
         ("batch_size = 0", "must be 1 or more"),
+        ("num_repeats = 0", "write for example num_repeats = 10"),
         ("enable_bucket = 'yes'", "true or false is expected"),
         ("resolution = [512, 512, 3]", "one number, or width and height"),
         ("bucket_reso_steps = 12", "multiple of 8"),
@@ -79,7 +80,10 @@ def test_one_mistake_in_a_dataset(tmp_path: Path, line: str, told: str) -> None:
         ("[[datasets]]\n[datasets.subsets]\nimage_dir = 'a'\n", "write [[datasets.subsets]]"),
         ("[[general]]\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "write [general]"),
         ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2\n", "image_dir is missing"),
-        ("resolution = 512\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "move it to [general] or [[datasets]]"),
+        (
+            "resolution = 512\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n",
+            "move it to [general] or [[datasets]]",
+        ),
         ("[[subsets]]\nimage_dir = 'a'\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "[[datasets.subsets]]"),
     ],
 )

@@ -173,7 +173,7 @@ def test_training_in_place_does_not_change_the_file(model_files: Path) -> None:
 
 
 _MEASURE = """
-import gc, sys
+import multiprocessing, sys
 from pathlib import Path
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
@@ -183,7 +183,6 @@ def status(field):
         return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024
 
 def peak_of_loading(path):
-    gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the peak
     before = status("VmRSS")
@@ -194,7 +193,9 @@ def peak_of_loading(path):
     return status("VmHWM") - before
 
 peak_of_loading(sys.argv[1])  # brings in what is imported late
-print(*(peak_of_loading(path) for path in sys.argv[2:]))
+# a process for each, since one that has held a model before does not give all of its memory back
+with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+    print(*pool.map(peak_of_loading, sys.argv[2:], chunksize=1))
 """
 
 

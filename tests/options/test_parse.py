@@ -171,6 +171,7 @@ def test_help_and_usage_errors_answer_within_half_a_second(words: list[str]) -> 
 
 
 def test_options_never_import_torch() -> None:
-    code = "import sys, library.options.scripts, library.options.parse, library.options.write; print('torch' in sys.modules)"
+    modules = "library.options.scripts, library.options.parse, library.options.write"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

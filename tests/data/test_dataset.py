@@ -1,0 +1,108 @@
+"""Batches: equal for every worker count, start method and cache; each use with its own draws."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from library.core.errors import UserError
+from library.data.batch import Batch
+from library.data.dataset import LatentStore, TrainingDataset, make_loader
+from library.data.index import ImageIndex
+from library.data.latents import fill_memory_store
+from library.data.placement import place_all
+from library.data.planner import Planner, RequestStream
+from tests.data.data_helpers import make_world, toy_encode, toy_tokenize
+
+SEED = 11
+
+
+def batches_of(
+    index: ImageIndex, store: LatentStore | None, workers: int = 0, start_method: str | None = None, updates: int = 12
+) -> list[Batch]:
+    placements = place_all(index)
+    dataset = TrainingDataset(index, placements, toy_tokenize, store, SEED)
+    stream = RequestStream(Planner(index, placements, [2], SEED), 0, updates)
+    return list(make_loader(dataset, stream, workers, pin_memory=False, start_method=start_method))
+
+
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for item in fields(Batch):
+            a, b = getattr(one, item.name), getattr(other, item.name)
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, item.name
+
+
+@pytest.mark.parametrize(("workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "spawn"), (2, "spawn")])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_workers_change_nothing(tmp_path: Path, workers: int, start_method: str, is_cached: bool) -> None:
+    index = make_world(tmp_path)
+    store = fill_memory_store(index, place_all(index), toy_encode, SEED, workers=0) if is_cached else None
+    assert_equal(batches_of(index, store), batches_of(index, store, workers, start_method))
+    if store is not None:
+        assert store.get(0).is_shared() == (start_method == "spawn")  # spawned workers hold no copies of their own
+
+
+def test_batch_has_the_shapes_it_promises(tmp_path: Path) -> None:
+    index = make_world(tmp_path)
+    for batch in batches_of(index, None):
+        count = len(batch.names)
+        assert batch.pixels is not None and batch.latents is None and batch.latent_noise is not None
+        height, width = batch.pixels.shape[2:]
+        latent_shape = (count, 4, height // 8, width // 8)
+        assert batch.pixels.shape[:2] == (count, 3) and batch.pixels.abs().max() <= 1
+        assert batch.noise.shape == batch.latent_noise.shape == latent_shape
+        assert batch.input_ids.shape == (count, 77) and batch.timesteps.dtype == torch.int64
+        assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
+        assert torch.equal(batch.loss_weights, torch.where(batch.is_reg, 0.5, 1.0))
+
+
+def test_cache_changes_nothing(tmp_path: Path) -> None:
+    index = make_world(tmp_path)
+    store = fill_memory_store(index, place_all(index), toy_encode, SEED, workers=0)
+    for read, cached in zip(batches_of(index, None), batches_of(index, store), strict=True):
+        assert read.pixels is not None and read.latent_noise is not None and cached.latents is not None
+        encoded = [toy_encode(p[None], n[None]) for p, n in zip(read.pixels, read.latent_noise, strict=True)]
+        assert torch.equal(torch.cat(encoded), cached.latents)
+        assert torch.equal(read.noise, cached.noise) and torch.equal(read.timesteps, cached.timesteps)
+
+
+def test_every_use_has_its_own_draws(tmp_path: Path) -> None:
+    index = make_world(tmp_path)
+    updates = 2 * Planner(index, place_all(index), [2], SEED).updates_per_epoch
+    noises = [noise for batch in batches_of(index, None, updates=updates) for noise in batch.noise]
+    assert len({noise.numpy().tobytes() for noise in noises}) == len(noises) == 4 * 14
+
+
+def test_latent_draw_stays_the_same_between_epochs(tmp_path: Path) -> None:
+    index = make_world(tmp_path)
+    updates = 2 * Planner(index, place_all(index), [2], SEED).updates_per_epoch
+    by_name: dict[str, set[bytes]] = {}
+    for batch in batches_of(index, None, updates=updates):
+        assert batch.latent_noise is not None
+        for name, noise in zip(batch.names, batch.latent_noise, strict=True):
+            by_name.setdefault(name, set()).add(noise.numpy().tobytes())
+    assert all(len(draws) == 1 for draws in by_name.values())
+
+
+def test_moved_folders_and_global_random_state_change_nothing(tmp_path: Path) -> None:
+    here = batches_of(make_world(tmp_path / "a"), None)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    there = batches_of(make_world(tmp_path / "b"), None)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(here, there)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_picture_lost_during_training_is_named(tmp_path: Path, workers: int) -> None:
+    index = make_world(tmp_path)
+    (tmp_path / "dogs" / "3.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"3\.png: the file is empty") as error:
+        batches_of(index, None, workers, updates=40)
+    assert len(error.value.problems) == 1

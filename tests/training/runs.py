@@ -1,0 +1,52 @@
+"""Whole runs of train_network.py for tests: in this process, or as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import train_network
+
+ROOT = Path(__file__).resolve().parents[2]
+Tensors = dict[str, torch.Tensor]
+
+
+def run_here(model: Path, data: Sequence[str], out: Path, *words: str) -> Tensors:
+    """Trains in this process; returns the tensors of the file."""
+    train_network.main([*_base_words(model, data, out), *words])
+    return load_file(str(out / "last.safetensors"))
+
+
+def run_process(model: Path, data: Sequence[str], out: Path, *words: str, processes: int = 1) -> Tensors:
+    """Trains in one plain process, or in several started by torchrun; returns the tensors of the file."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, "train_network.py", *_base_words(model, data, out), *words]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr[-4000:]
+    return load_file(str(out / "last.safetensors"))
+
+
+def environment() -> dict[str, str]:
+    """The environment of test processes: offline, one thread, UTF-8."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+
+
+def largest_difference(first: Tensors, second: Tensors) -> float:
+    """Largest absolute difference of two files with the same keys."""
+    assert set(first) == set(second)
+    return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+def _base_words(model: Path, data: Sequence[str], out: Path) -> list[str]:
+    return [
+        *("--pretrained_model_name_or_path", str(model), *data, "--output_dir", str(out)),
+        *("--learning_rate", "1e-3", "--max_data_loader_n_workers", "0"),
+    ]

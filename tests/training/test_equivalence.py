@@ -1,0 +1,144 @@
+"""Training is a pure function of options, data and seed: what must not matter does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.runs import Tensors, largest_difference, run_here, run_process
+
+BUCKETS = ["--resolution", "128", "--enable_bucket", "--min_bucket_reso", "64", "--bucket_reso_steps", "32"]
+STEPS = ["--max_train_steps", "6", "--train_batch_size", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path) -> list[str]:
+    """Photographs of differing shapes in buckets."""
+    return ["--train_data_dir", str(photos), *BUCKETS, *STEPS]
+
+
+@pytest.fixture(scope="module")
+def square(photos: Path) -> list[str]:
+    """All photographs in the one bucket of 64x64."""
+    return ["--train_data_dir", str(photos), "--resolution", "64"]
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tiny_models: dict[str, Path], data: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tensors, bytes]:
+    out = tmp_path_factory.mktemp("reference")
+    tensors = run_here(tiny_models["sd1"], data, out)
+    return tensors, data_bytes(out)
+
+
+def data_bytes(out: Path) -> bytes:
+    """The tensors of the file byte for byte, without its header, which holds the time of saving."""
+    content = (out / "last.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "last-log.jsonl").read_text().splitlines()]
+    return [row["loss/current"] for row in rows if "loss/current" in row]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max_data_loader_n_workers", "0"],
+        ["--max_data_loader_n_workers", "1"],
+        ["--max_data_loader_n_workers", "2"],
+        ["--cache_latents"],
+        ["--cache_latents", "--max_data_loader_n_workers", "2"],
+    ],
+    ids=" ".join,
+)
+def test_workers_and_cache_change_no_byte(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: tuple[Tensors, bytes], words: list[str]
+) -> None:
+    torch.rand(7)  # whatever else drew from the global state must not matter
+    run_here(tiny_models["sd1"], data, tmp_path, *words)
+    assert data_bytes(tmp_path) == reference[1]
+
+
+def test_another_process_gives_the_same_bytes(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: tuple[Tensors, bytes]
+) -> None:
+    run_process(tiny_models["sd1"], data, tmp_path)
+    assert data_bytes(tmp_path) == reference[1]
+
+
+def test_another_seed_gives_another_result(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: tuple[Tensors, bytes]
+) -> None:
+    assert largest_difference(run_here(tiny_models["sd1"], data, tmp_path, "--seed", "1"), reference[0]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_accumulating_two_equals_a_batch_of_two(
+    tiny_models: dict[str, Path], square: list[str], tmp_path: Path, kind: str
+) -> None:
+    # With its default eps AdamW's first updates are signs of gradients, also of those that are nothing but rounding
+    # noise; eps lets such gradients count as what they are.
+    optimizer = ["--learning_rate", "1e-4", "--optimizer_args", "eps=1e-3"]
+    steps = ["--max_train_steps", "8", *optimizer, "--gradient_accumulation_steps"]
+    batch = run_here(tiny_models[kind], square, tmp_path / "a", "--train_batch_size", "2", *steps, "1")
+    accumulated = run_here(tiny_models[kind], square, tmp_path / "b", "--train_batch_size", "1", *steps, "2")
+    assert largest_difference(batch, accumulated) < 1e-5
+    moved = max(float(value.abs().max()) for key, value in batch.items() if "lora_up" in key)
+    assert moved > 1e-4
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), abs=1e-5)
+
+
+def test_two_processes_equal_one_that_accumulates_two(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path
+) -> None:
+    # twelve updates go beyond the first epoch, whose last update has a batch for one of the processes only
+    longer = [*data, "--max_train_steps", "12", "--train_batch_size", "1"]
+    two = run_process(tiny_models["sd1"], longer, tmp_path / "two", processes=2)
+    one = run_here(tiny_models["sd1"], longer, tmp_path / "one", "--gradient_accumulation_steps", "2")
+    assert largest_difference(one, two) < 1e-5
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: tuple[Tensors, bytes]
+) -> None:
+    tensors = run_here(tiny_models["sd1"], data, tmp_path, "--gradient_checkpointing")
+    assert largest_difference(tensors, reference[0]) < 1e-5
+
+
+def test_dropout_is_drawn_for_the_batch_not_the_process(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: tuple[Tensors, bytes]
+) -> None:
+    first = run_here(tiny_models["sd1"], data, tmp_path / "a", "--network_dropout", "0.3")
+    torch.rand(3)
+    again = run_here(
+        tiny_models["sd1"], data, tmp_path / "b", "--network_dropout", "0.3", "--max_data_loader_n_workers", "1"
+    )
+    assert largest_difference(first, again) == 0
+    assert largest_difference(first, reference[0]) > 1e-4
+
+
+def test_prior_loss_weight_zero_equals_no_influence_of_regularisation(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    """With weight 0 the regularisation pictures' own content cannot matter."""
+    results = []
+    for number, reg_source in enumerate(("dahlia.jpg", "rocket.jpg")):
+        train, reg = tmp_path / "train" / "2_shs cat", tmp_path / f"reg{number}" / "1_cat"
+        train.mkdir(parents=True, exist_ok=True)
+        reg.mkdir(parents=True)
+        (train / "cat.jpg").write_bytes((photos / "cat.jpg").read_bytes())
+        (reg / "reg.jpg").write_bytes((photos / reg_source).read_bytes())
+        data = ["--train_data_dir", str(train.parent), "--reg_data_dir", str(reg.parent), "--resolution", "64"]
+        words = ["--max_train_steps", "4", "--train_batch_size", "2"]
+        weightless = run_here(tiny_models["sd1"], data, tmp_path / f"o{number}", *words, "--prior_loss_weight", "0")
+        weighted = run_here(tiny_models["sd1"], data, tmp_path / f"p{number}", *words)
+        results.append((weightless, weighted))
+    assert largest_difference(results[0][0], results[1][0]) == 0
+    assert largest_difference(results[0][1], results[1][1]) > 1e-4
