@@ -32,6 +32,10 @@ KNOWN_ARGUMENTS: tuple[str, ...] = ()
 class LoraModule(nn.Module):
     """The low-rank change of one layer; attached to it by a hook, never a part of the base model."""
 
+    alpha: torch.Tensor
+    lora_down: nn.Linear | nn.Conv2d
+    lora_up: nn.Linear | nn.Conv2d
+
     def __init__(self, name: str, layer: nn.Module, rank: int, alpha: float, dropout: float | None) -> None:
         super().__init__()
         self.name = name
@@ -41,8 +45,8 @@ class LoraModule(nn.Module):
         self.dropout = dropout
         self.batch_seed = 0
         if isinstance(layer, nn.Conv2d):
-            self.lora_down: nn.Module = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
-            self.lora_up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+            self.lora_down = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
+            self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         elif isinstance(layer, nn.Linear):
             self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
             self.lora_up = nn.Linear(rank, layer.out_features, bias=False)

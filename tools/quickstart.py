@@ -61,6 +61,7 @@ def _parse() -> argparse.Namespace:
 
 def _environment(device: str) -> dict[str, str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.setdefault("OMP_NUM_THREADS", "1")  # at toy size several threads only wait for each other
     if device == "cpu":
         environment.update(CUDA_VISIBLE_DEVICES="-1", ACCELERATE_USE_CPU="true")
     return environment
@@ -84,6 +85,7 @@ def training_arguments(model: Path, output: Path) -> list[str]:
         "--output_dir", output.as_posix(),
         "--output_name", NAME,
         "--logging_dir", (output / "logs").as_posix(),
+        "--overwrite",
     ]  # fmt: skip
 
 

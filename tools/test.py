@@ -51,8 +51,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def stage_environment(device: str) -> dict[str, str]:
     """Environment variables of the stages: one thread each (reproducible, and faster at toy size), no network."""
+    hidden_cards = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
     return {
         **os.environ,
+        **hidden_cards,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -6,7 +6,7 @@ Values tell what really happened. They hold names, never paths, and never a toke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,8 +133,19 @@ def network_values(network: NetworkOptions) -> dict[str, Any]:
         "ss_network_dim": network.network_dim,
         "ss_network_alpha": network.network_alpha,
         "ss_network_dropout": network.network_dropout,
-        "ss_network_args": dict(word.split("=", 1) for word in network.network_args),
+        "ss_network_args": {name: _without_folder(value) for name, value in _pairs(network.network_args)},
     }
+
+
+def _pairs(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, _, value = word.partition("=")
+        yield name, value
+
+
+def _without_folder(value: str) -> str:
+    """A value, or the bare name of the file it points to: where files lie is nobody's business."""
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def data_values(data: DataOptions) -> dict[str, Any]:

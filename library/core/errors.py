@@ -6,6 +6,7 @@ Checks gather `Problem`s and raise one `UserError` for all of them; the scripts 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def run_script(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        print(format_user_error(error), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that all found it, one tells it
+            print(format_user_error(error), file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

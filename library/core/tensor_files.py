@@ -122,7 +122,7 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
 
 def _bytes_of(tensor: torch.Tensor) -> bytes | memoryview:
     flat = tensor.detach().to("cpu").contiguous().flatten()
-    return b"" if flat.numel() == 0 else memoryview(flat.view(torch.uint8).numpy())
+    return b"" if flat.numel() == 0 else flat.view(torch.uint8).numpy().data
 
 
 def _fill_in_hashes(path: Path, header: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from library.diffusion.loss import weighted_mse
 from library.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, velocity
 
-EncodeTokens = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+EncodeTokens = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 class Objective(nn.Module):

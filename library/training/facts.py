@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,13 @@ from library.data.facts import bucket_info, dataset_dirs, folder_name, reg_datas
 from library.training.preflight import NetworkRun
 from library.training.progress import RunPlan
 
+_PARTS = ("text_encoder", "unet")
+
 
 def network_metadata(run: NetworkRun, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
     """All `ss_*` and `modelspec.*` values of the trained network, as texts."""
     title = run.files.network.stem
+    facts = replace(facts, rates=_rates_of_parts(run, facts.rates), optimizer=_optimizer_in_force(run, facts.optimizer))
     return text_values(
         {
             **training_values(run.training, run.optimizer, run.output),
@@ -37,6 +42,28 @@ def network_metadata(run: NetworkRun, plan: RunPlan, base: BaseModelFacts, facts
             **modelspec_values(base, title, run.index.datasets[0].resolution, facts.finished_at),
         }
     )
+
+
+def _rates_of_parts(run: NetworkRun, rates: Mapping[str, float]) -> dict[str, float]:
+    """The rates by part. Public modules name their groups text_encoder, textencoder, unet, unet plus and the like, or,
+    in the older style, not at all: then the rates are those the module was asked to train at."""
+    found: dict[str, float] = {}
+    for name, rate in rates.items():
+        for part in _PARTS:
+            if name.replace("_", "").startswith(part.replace("_", "")):
+                found.setdefault(part, rate)
+    if found:
+        return found
+    network, rate = run.network, run.optimizer.learning_rate
+    asked = {"text_encoder": network.text_encoder_lr or rate, "unet": network.unet_lr or rate}
+    trains = {"text_encoder": not network.network_train_unet_only, "unet": not network.network_train_text_encoder_only}
+    return {part: asked[part] for part in _PARTS if trains[part]}
+
+
+def _optimizer_in_force(run: NetworkRun, name: str) -> str:
+    """The optimizer's class, with the arguments it was given behind it."""
+    arguments = run.optimizer.optimizer_args
+    return f"{name}({','.join(arguments)})" if arguments else name
 
 
 def _dataset_values(run: NetworkRun, plan: RunPlan) -> dict[str, Any]:

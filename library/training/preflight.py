@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from library.checkpoint.naming import last_file, log_file
 from library.core.errors import Problems, UserError
@@ -69,15 +69,10 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     _attempt(problems, lambda: _check_network_module(network))
     _attempt(problems, lambda: parse_optimizer_args(optimizer.optimizer_args))
     files = _check_output(output, problems)
-    identity = _attempt(problems, lambda: identify(Path(str(model.pretrained_model_name_or_path))))
-    prediction_type = identity and _attempt(
-        problems, lambda: resolve_prediction_type(identity, model.v2, model.v_parameterization)
-    )
-    description = _attempt(problems, lambda: describe(data))
-    index = description and _attempt(problems, lambda: build_index(description, data.prior_loss_weight))
-    problems.raise_if_any()
-    if not identity or not prediction_type or not description or index is None:
-        raise AssertionError("a check failed without saying why")
+    base = _attempt(problems, lambda: _check_base_model(model))
+    pictures = _attempt(problems, lambda: _check_pictures(data))
+    if base is None or pictures is None or problems:
+        raise UserError(problems)
     return NetworkRun(
         model=model,
         data=data,
@@ -85,13 +80,33 @@ def check_network_run(options: OptionValues) -> NetworkRun:
         training=training,
         optimizer=optimizer,
         output=output,
-        identity=identity,
-        prediction_type=prediction_type,
-        description=description,
-        index=index,
-        placements=place_all(index),
+        identity=base.identity,
+        prediction_type=base.prediction_type,
+        description=pictures.description,
+        index=pictures.index,
+        placements=place_all(pictures.index),
         files=files,
     )
+
+
+class _BaseModel(NamedTuple):
+    identity: ModelIdentity
+    prediction_type: str
+
+
+class _Pictures(NamedTuple):
+    description: Description
+    index: ImageIndex
+
+
+def _check_base_model(model: ModelOptions) -> _BaseModel:
+    identity = identify(Path(str(model.pretrained_model_name_or_path)))
+    return _BaseModel(identity, resolve_prediction_type(identity, model.v2, model.v_parameterization))
+
+
+def _check_pictures(data: DataOptions) -> _Pictures:
+    description = describe(data)
+    return _Pictures(description, build_index(description, data.prior_loss_weight))
 
 
 def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None:

@@ -18,27 +18,31 @@ def start_runtime(mixed_precision: str) -> Accelerator:
 
     Accumulation is planned by our batches (`closes_update`), so Accelerate is told of none.
 
+    Args:
+        mixed_precision: "no", "fp16" or "bf16".
+
     Raises:
-        UserError: when the precision is not to be had on this device.
+        UserError: when the precision is not to be had on this device, or the launched processes do not find each other.
     """
-    launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed_precision)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = (
-        Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
-        if mixed_precision == "no"
-        else _mixed(mixed_precision, ddp)
+    _check_precision(mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if launcher_precision != mixed_precision and accelerator.is_main_process:
-        log.warning(
-            "accelerate launch is set to mixed precision %s, the script to %s: %s is used",
-            launcher_precision,
-            mixed_precision,
-            mixed_precision,
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError.of(
+            f"{launched} processes were launched, but each would train alone",
+            "launcher",
+            "start them with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N",
         )
+    _tell_launcher_precision(mixed_precision, accelerator)
     return accelerator
 
 
-def _mixed(mixed_precision: str, ddp: DistributedDataParallelKwargs) -> Accelerator:
+def _check_precision(mixed_precision: str) -> None:
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError.of(
             "fp16 needs a CUDA card, and none can be used here",
@@ -47,4 +51,9 @@ def _mixed(mixed_precision: str, ddp: DistributedDataParallelKwargs) -> Accelera
         )
     if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError.of("this card has no bf16 (RTX 30 series or newer has)", "--mixed_precision bf16", "use fp16")
-    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
+
+
+def _tell_launcher_precision(mixed_precision: str, accelerator: Accelerator) -> None:
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed_precision)
+    if asked != mixed_precision and accelerator.is_main_process:
+        log.warning("accelerate launch is set to mixed precision %s; --mixed_precision %s wins", asked, mixed_precision)

@@ -76,13 +76,10 @@ class Trainer:
         batches that an update really has.
         """
         batch = batch.to(self.accelerator.device)
-        latents = batch.latents
-        if latents is None:
-            latents = self.encode_latents(batch.pixels, batch.latent_noise)
         self.method.before_batch(derived_seed(self.seed, batch.epoch, str(batch.position), "network"))
         with self._synchronised_if(batch.closes_update):
             loss = self.objective(
-                latents,
+                self._latents_of(batch),
                 batch.noise,
                 batch.timesteps,
                 batch.input_ids,
@@ -92,6 +89,13 @@ class Trainer:
             share = loss * (batch.loss_scale / self.plan.accumulation)
             self.accelerator.backward(share)
         return share.detach()
+
+    def _latents_of(self, batch: Batch) -> torch.Tensor:
+        if batch.latents is not None:
+            return batch.latents
+        if batch.pixels is None or batch.latent_noise is None:
+            raise ValueError("a batch needs latents, or pixels and the noise of their encoding")
+        return self.encode_latents(batch.pixels, batch.latent_noise)
 
     def _synchronised_if(self, closes_update: bool) -> Any:
         """Processes exchange gradients with the last batch of an update only."""

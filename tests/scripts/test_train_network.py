@@ -24,7 +24,7 @@ from library.training.assemble import build_trainer, load_learner, make_planner
 from library.training.preflight import NetworkRun, check_network_run
 from library.training.progress import plan_run
 from networks.lora import create_network
-from tests.training.runs import Tensors, run_here
+from tests.training.runs import Tensors, assert_same, run_here
 
 FAMILY = {"sd1": "sd1", "sd2": "sd2", "sd2_v": "sd2"}
 PREDICTION = {"sd1": "epsilon", "sd2": "epsilon", "sd2_v": "v_prediction"}
@@ -208,7 +208,7 @@ def test_rates_are_per_part(tiny_models: dict[str, Path], photos: Path, tmp_path
 def test_diffusers_folder_trains_like_the_single_file(trained: Trained, photos: Path, tmp_path: Path) -> None:
     words = ["--max_train_steps", "8", "--network_dim", "4", "--network_alpha", "16", "--cache_latents"]
     tensors = run_here(trained.folder, photo_words(photos), tmp_path, *words)
-    assert all(torch.equal(tensors[key], trained.tensors[key]) for key in trained.tensors)
+    assert_same(tensors, trained.tensors)
 
 
 def test_contradictions_with_the_model_are_one_sentence(
