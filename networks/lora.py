@@ -71,7 +71,9 @@ class LoraModule(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The change alone: x (…, in) or (B, in, H, W) to the layer's output shape."""
-        hidden = self.lora_down(x.to(self.lora_down.weight.dtype))
+        if not torch.is_autocast_enabled(x.device.type):  # autocast finds the common dtype itself, without a copy
+            x = x.to(self.lora_down.weight.dtype)
+        hidden = self.lora_down(x)
         if self.dropout and self.training:
             hidden = hidden * self._dropout_mask(hidden)
         return self.lora_up(hidden) * (self.multiplier * self.scale)

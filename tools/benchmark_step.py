@@ -15,15 +15,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from library.core.errors import UserError
 from library.data.batch import Batch
 from library.models.save import save_single_file
 from library.models.tiny import make_tiny_model
@@ -45,7 +45,19 @@ MILLISECONDS = 1000.0
 READS_OF_PYTHON = frozenset({"tolist", "numpy", "cpu"})
 READS_OF_TORCH = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"})
 
-Clock = Callable[[], float]
+
+
+class Seconds(NamedTuple):
+    """A moment, or the time between two: by the clock on the wall, and of this process's work on a core."""
+
+    wall: float
+    cpu: float
+
+    def since(self, earlier: Seconds) -> Seconds:
+        return Seconds(self.wall - earlier.wall, self.cpu - earlier.cpu)
+
+
+Clock = Callable[[], Seconds]
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each step, by round; how often the host read from the device; where it ran."""
+    """Time of each step, by round; how often the host read from the device; where it ran."""
 
-    trainer: list[list[float]]
-    floor: list[list[float]]
-    loader: list[float]
+    trainer: list[list[Seconds]]
+    floor: list[list[Seconds]]
+    loader: list[Seconds]
     host_reads_per_step: float
     cuda_syncs_per_step: float | None
     device: torch.device
@@ -112,22 +124,27 @@ def measure(settings: Settings) -> Measurement:
 def report(measurement: Measurement) -> dict[str, Any]:
     """The figures, in milliseconds per step.
 
-    `overhead_ms` is the difference of the medians over all steps; `overhead_by_round_ms`, the median of the rounds'
-    differences, holds still on a machine whose speed changes while it measures.
+    `overhead_ms` is the difference of the medians over all steps. Two more hold still on a machine that others use:
+    `overhead_by_round_ms`, the median of the rounds' differences, and `overhead_cpu_ms`, which counts the process's own
+    time on a core and not the time it waited for one. On an idle machine all three agree.
     """
-    rounds = [_round(number, *times) for number, times in enumerate(_pairs(measurement))]
-    trainer = [seconds for part in measurement.trainer for seconds in part]
-    floor = [seconds for part in measurement.floor for seconds in part]
-    trainer_ms, floor_ms = _in_ms(statistics.median(trainer)), _in_ms(statistics.median(floor))
+    rounds = [
+        _round(number, trainer, floor)
+        for number, (trainer, floor) in enumerate(zip(measurement.trainer, measurement.floor, strict=True))
+    ]
+    trainer, floor = list(chain.from_iterable(measurement.trainer)), list(chain.from_iterable(measurement.floor))
+    trainer_wall, floor_wall = [step.wall for step in trainer], [step.wall for step in floor]
+    trainer_ms, floor_ms = _median_ms(trainer_wall), _median_ms(floor_wall)
     return {
         "trainer_ms": trainer_ms,
         "floor_ms": floor_ms,
         "overhead_ms": trainer_ms - floor_ms,
         "ratio": trainer_ms / floor_ms,
         "overhead_by_round_ms": statistics.median(part["overhead_ms"] for part in rounds),
-        "overhead_min_ms": _in_ms(min(trainer) - min(floor)),
-        "overhead_mean_ms": _in_ms(statistics.fmean(trainer) - statistics.fmean(floor)),
-        "loader_ms": _in_ms(statistics.median(measurement.loader)),
+        "overhead_cpu_ms": _median_ms([step.cpu for step in trainer]) - _median_ms([step.cpu for step in floor]),
+        "overhead_min_ms": MILLISECONDS * (min(trainer_wall) - min(floor_wall)),
+        "overhead_mean_ms": MILLISECONDS * (statistics.fmean(trainer_wall) - statistics.fmean(floor_wall)),
+        "loader_ms": _median_ms([wait.wall for wait in measurement.loader]),
         "rounds": rounds,
         "host_reads_per_step": measurement.host_reads_per_step,
         "cuda_syncs_per_step": measurement.cuda_syncs_per_step,
@@ -142,7 +159,8 @@ def table(figures: Mapping[str, Any]) -> list[str]:
         f"trainer            {figures['trainer_ms']:8.2f} ms a step (median)",
         f"bare computation   {figures['floor_ms']:8.2f} ms: forward, backward, optimizer step on the same batches",
         f"overhead           {figures['overhead_ms']:8.2f} ms, {100 * (figures['ratio'] - 1):.1f} %",
-        f"  by round         {figures['overhead_by_round_ms']:8.2f} ms (median; half of them {lowest:.2f} to {highest:.2f})",
+        f"  round by round   {figures['overhead_by_round_ms']:8.2f} ms; half of them {lowest:.2f} to {highest:.2f}",
+        f"  in CPU time      {figures['overhead_cpu_ms']:8.2f} ms",
         f"  of the fastest   {figures['overhead_min_ms']:8.2f} ms",
         f"  of the means     {figures['overhead_mean_ms']:8.2f} ms",
         f"waits for a batch  {figures['loader_ms']:8.2f} ms of the trainer's step",
@@ -151,12 +169,8 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _pairs(measurement: Measurement) -> Iterator[tuple[list[float], list[float]]]:
-    return zip(measurement.trainer, measurement.floor, strict=True)
-
-
-def _round(number: int, trainer: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
-    trainer_ms, floor_ms = _in_ms(statistics.median(trainer)), _in_ms(statistics.median(floor))
+def _round(number: int, trainer: Sequence[Seconds], floor: Sequence[Seconds]) -> dict[str, Any]:
+    trainer_ms, floor_ms = _median_ms([step.wall for step in trainer]), _median_ms([step.wall for step in floor])
     first = "trainer" if _trainer_begins(number) else "floor"
     return {"first": first, "trainer_ms": trainer_ms, "floor_ms": floor_ms, "overhead_ms": trainer_ms - floor_ms}
 
@@ -169,8 +183,8 @@ def _middle_half(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
-def _in_ms(seconds: float) -> float:
-    return seconds * MILLISECONDS
+def _median_ms(seconds: Sequence[float]) -> float:
+    return MILLISECONDS * statistics.median(seconds)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -197,11 +211,12 @@ def _quietly() -> Iterator[None]:
 def _clock(device: torch.device) -> Clock:
     """Reads the time; on a card once all work is done, so the overhead is what it would be if nothing overlapped."""
 
-    def synchronised() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
+    def read() -> Seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return Seconds(time.perf_counter(), time.process_time())
 
-    return synchronised if device.type == "cuda" else time.perf_counter
+    return read
 
 
 # --- trainer and floor in turns ---------------------------------------------------------------------------------------
@@ -216,13 +231,13 @@ class _Floor:
     trains_text_encoder: bool
     clock: Clock
 
-    def run(self, batches: Sequence[Batch]) -> list[float]:
-        """Seconds of each step."""
+    def run(self, batches: Sequence[Batch]) -> list[Seconds]:
+        """The time of each step."""
         marks = [self.clock()]
         for batch in batches:
             self._step(batch)
             marks.append(self.clock())
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return [after.since(before) for before, after in pairwise(marks)]
 
     def _step(self, batch: Batch) -> None:
         loss = self.objective(
@@ -243,13 +258,13 @@ class _Turns:
 
     batches: Iterable[Batch]
     collected: Sequence[Batch]
-    floor_run: Callable[[Sequence[Batch]], list[float]]
+    floor_run: Callable[[Sequence[Batch]], list[Seconds]]
     clock: Clock
     rounds: int
     steps: int
-    trainer: list[list[float]] = field(default_factory=list)
-    floor: list[list[float]] = field(default_factory=list)
-    loader: list[float] = field(default_factory=list)
+    trainer: list[list[Seconds]] = field(default_factory=list)
+    floor: list[list[Seconds]] = field(default_factory=list)
+    loader: list[Seconds] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Batch]:
         source = iter(self.batches)
@@ -267,14 +282,14 @@ class _Turns:
                 yield from self._trainer_round(source)
 
     def _trainer_round(self, source: Iterator[Batch]) -> Iterator[Batch]:
-        times: list[float] = []
+        times: list[Seconds] = []
         asked = self.clock()
         for _ in range(self.steps):
             batch = next(source)
-            self.loader.append(time.perf_counter() - asked)
+            self.loader.append(self.clock().since(asked))
             yield batch
             asked_before, asked = asked, self.clock()
-            times.append(asked - asked_before)
+            times.append(asked.since(asked_before))
         self.trainer.append(times)
 
 

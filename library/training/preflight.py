@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from library.checkpoint.naming import last_file, log_file
 from library.core.errors import Problems, UserError
@@ -89,12 +89,14 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     )
 
 
-class _BaseModel(NamedTuple):
+@dataclass(frozen=True)
+class _BaseModel:
     identity: ModelIdentity
     prediction_type: str
 
 
-class _Pictures(NamedTuple):
+@dataclass(frozen=True)
+class _Pictures:
     description: Description
     index: ImageIndex
 

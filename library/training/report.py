@@ -10,9 +10,12 @@ from accelerate import Accelerator
 from library.core.device import peak_memory_mib
 from library.data.planner import Planner
 from library.data.report import describe_dataset
+from library.text.tokenizer import TEXT_LENGTH, CaptionTokenizer
 from library.training.preflight import NetworkRun
 from library.training.progress import RunPlan
 from library.training.trainer import Trainer
+
+_NAMES_TOLD = 3
 
 
 def start_report(
@@ -20,6 +23,7 @@ def start_report(
 ) -> list[str]:
     """Pictures, buckets, steps, what trains at which rate, where files go."""
     lines = [*run.description.notes, *describe_dataset(run.index, run.placements, planner)]
+    lines += _long_caption_lines(run)
     lines.append(_model_line(run))
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
@@ -34,7 +38,8 @@ def start_report(
     lines.append(
         f"runs on: {accelerator.device}, mixed precision {run.training.mixed_precision}, seed {run.training.seed}"
     )
-    lines.append(f"writes: {run.files.network}, log {run.files.log}")
+    tensorboard = f", TensorBoard below {run.output.logging_dir}" if run.output.logging_dir else ""
+    lines.append(f"writes: {run.files.network}, log {run.files.log}{tensorboard}")
     return lines
 
 
@@ -46,6 +51,17 @@ def summary(run: NetworkRun, trainer: Trainer, seconds: float) -> list[str]:
     lines.append(speed if peak is None else f"{speed}, at most {peak:.0f} MiB on the card")
     lines.append("next: copy it into models/Lora of the Web UI (models/loras of ComfyUI), or load it in Diffusers")
     return lines
+
+
+def _long_caption_lines(run: NetworkRun) -> list[str]:
+    """Captions that the text encoder cannot read to their end."""
+    index = run.index
+    counts = CaptionTokenizer(run.identity.family).count_tokens([index.caption(i) for i in range(len(index))])
+    long = [index.names[i] for i, count in enumerate(counts) if count > TEXT_LENGTH]
+    if not long:
+        return []
+    names = ", ".join(long[:_NAMES_TOLD]) + (f" and {len(long) - _NAMES_TOLD} more" if len(long) > _NAMES_TOLD else "")
+    return [f"warning: {len(long)} captions are longer than {TEXT_LENGTH} tokens; the rest is not read: {names}"]
 
 
 def _model_line(run: NetworkRun) -> str:

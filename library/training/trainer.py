@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from library.core.errors import UserError
 from library.core.randomness import derived_seed
 from library.data.batch import Batch
 from library.methods.base import Method
@@ -110,6 +111,15 @@ class Trainer:
         self.progress.step += 1
         return grad_norm
 
+    def _refuse_non_finite_loss(self, step: int) -> None:
+        average = self.log.average_loss
+        if average is not None and not math.isfinite(average):
+            raise UserError.of(
+                f"the loss is no longer a finite number at update {step}",
+                "training",
+                "nothing was saved; lower the learning rate; with fp16, try bf16 or a higher --network_alpha",
+            )
+
     def _report(self, batch: Batch, loss: torch.Tensor, grad_norm: torch.Tensor, bar: Any) -> None:
         step = self.progress.step
         if batch.epoch != self.progress.epoch:
@@ -117,6 +127,7 @@ class Trainer:
         self.progress.epoch = batch.epoch
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         if self.log.record(step, batch.epoch + 1, loss, grad_norm, rates):
+            self._refuse_non_finite_loss(step)
             bar.set_description(f"epoch {batch.epoch + 1}/{self.plan.epochs}", refresh=False)
             bar.set_postfix(loss=f"{self.log.average_loss:.4f}", refresh=False)
         bar.update(1)

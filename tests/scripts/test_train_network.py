@@ -211,6 +211,25 @@ def test_diffusers_folder_trains_like_the_single_file(trained: Trained, photos: 
     assert_same(tensors, trained.tensors)
 
 
+def test_captions_beyond_75_tokens_are_told(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, caption in (("cat", "a cat, " * 30), ("rocket", "a rocket")):
+        (data / f"{name}.jpg").write_bytes((photos / f"{name}.jpg").read_bytes())
+        (data / f"{name}.txt").write_text(caption, encoding="utf-8")
+    words = ["--train_data_dir", str(data), "--resolution", "64"]
+    run_here(tiny_models["sd1"], words, tmp_path / "out", "--max_train_steps", "1")
+    assert "warning: 1 captions are longer than 75 tokens; the rest is not read: cat.jpg" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no longer a finite number at update"):
+        run_here(tiny_models["sd1"], photo_words(photos), tmp_path, "--max_train_steps", "9", "--learning_rate", "1e30")
+    assert not (tmp_path / "last.safetensors").exists()
+
+
 def test_contradictions_with_the_model_are_one_sentence(
     tiny_models: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:

@@ -23,9 +23,13 @@ def run_here(model: Path, data: Sequence[str], out: Path, *words: str) -> Tensor
     return load_file(str(out / "last.safetensors"))
 
 
-def run_process(model: Path, data: Sequence[str], out: Path, *words: str, processes: int = 1) -> Tensors:
-    """Trains in one plain process, or in several started by torchrun; returns the tensors of the file."""
+def run_process(
+    model: Path, data: Sequence[str], out: Path, *words: str, processes: int = 1, with_accelerate: bool = False
+) -> Tensors:
+    """Trains in one process, plain or by `accelerate launch`, or in several by torchrun; returns the file's tensors."""
     launcher = [sys.executable]
+    if with_accelerate:
+        launcher += ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launcher, "train_network.py", *_base_words(model, data, out), *words]

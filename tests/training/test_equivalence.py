@@ -55,10 +55,11 @@ def test_workers_and_cache_change_no_byte(
     assert_same(run_here(tiny_models["sd1"], data, tmp_path, *words), reference)
 
 
+@pytest.mark.parametrize("with_accelerate", [False, True], ids=["python", "accelerate launch"])
 def test_another_process_gives_the_same_bytes(
-    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: Tensors
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, reference: Tensors, with_accelerate: bool
 ) -> None:
-    assert_same(run_process(tiny_models["sd1"], data, tmp_path), reference)
+    assert_same(run_process(tiny_models["sd1"], data, tmp_path, with_accelerate=with_accelerate), reference)
 
 
 def test_another_seed_gives_another_result(

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from library.core.sizes import Size
-from library.data.buckets import BucketLimits
 from library.data.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
@@ -32,10 +30,10 @@ def rotating(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     root = tmp_path_factory.mktemp("rotating")
     for number in range(2):
         save_picture(root / "train" / f"{number}.png", (64, 64), seed=number)
-    for number, size in enumerate([(64, 64), (64, 64), (128, 64)]):
+    for number, size in enumerate([(64, 64), (64, 64), (128, 32)]):
         save_picture(root / "reg" / f"{number}.png", size, seed=number)
     subsets = (make_subset(root / "train"), make_subset(root / "reg", is_reg=True))
-    return index_of(make_dataset(*subsets, bucketing=BucketLimits(64, 128, 64), resolution=Size(64, 64)))
+    return index_of(make_dataset(*subsets))
 
 
 def make_planner(index: ImageIndex, batch_size: int, accumulation: int = 1, processes: int = 1) -> Planner:

@@ -1,0 +1,67 @@
+"""Precision: refused where the device has none, and what is saved after a run in bf16."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from library.core.errors import UserError
+from library.core.log import start_logging
+from library.training.runtime import start_runtime
+from tests.training.runs import Tensors, largest_difference, run_here, run_process
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path) -> list[str]:
+    return ["--train_data_dir", str(photos), "--resolution", "64", "--max_train_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def bf16_runs(
+    tiny_models: dict[str, Path], data: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Tensors]:
+    """The same run in bf16, saved as it comes and as float. In processes: Accelerate keeps its precision for life."""
+    saved = {"default": [], "float": ["--save_precision", "float"]}
+
+    def run(name: str) -> Tensors:
+        out = tmp_path_factory.mktemp(name)
+        return run_process(tiny_models["sd1"], data, out, "--mixed_precision", "bf16", *saved[name])
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(saved, pool.map(run, saved), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card that has fp16")
+def test_fp16_without_a_card_is_refused_before_the_model_is_loaded(
+    tiny_models: dict[str, Path], data: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="^--mixed_precision fp16: fp16 needs a CUDA card(.|\n)*use bf16 or no"):
+        run_here(tiny_models["sd1"], data, tmp_path / "out", "--mixed_precision", "fp16")
+    assert "loading" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bf16_trains_and_saves_bf16(bf16_runs: dict[str, Tensors]) -> None:
+    assert {tensor.dtype for tensor in bf16_runs["default"].values()} == {torch.bfloat16}
+    ups = [tensor for key, tensor in bf16_runs["default"].items() if key.endswith("lora_up.weight")]
+    assert all(bool(up.any()) for up in ups), "an up matrix is still zero, as it began"
+
+
+def test_weights_trained_in_bf16_are_kept_in_float32_and_saved_so_when_asked(bf16_runs: dict[str, Tensors]) -> None:
+    as_float = bf16_runs["float"]
+    assert {tensor.dtype for tensor in as_float.values()} == {torch.float32}
+    rounded = {key: tensor.bfloat16() for key, tensor in as_float.items()}
+    assert largest_difference(rounded, bf16_runs["default"]) == 0
+    assert largest_difference({key: tensor.float() for key, tensor in rounded.items()}, as_float) > 0
+
+
+def test_a_launcher_set_to_another_precision_is_overruled_aloud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    start_logging()
+    assert start_runtime("no").mixed_precision == "no"
+    assert "mixed precision bf16, the script to no: no is used" in capsys.readouterr().err
