@@ -250,6 +250,34 @@ class LoraNetwork(nn.Module):
                 module.merge(down, up, float(down.shape[0] if alpha is None else alpha), dtype)
 
 
+def check_options(network_dim: int, network_args: Mapping[str, str], weights: Path | None) -> None:
+    """Looks at the options before any model is loaded; the host calls it where a module has it.
+
+    Args:
+        network_dim: the rank asked for.
+        network_args: the words of `--network_args`.
+        weights: file to go on from.
+
+    Raises:
+        UserError: for an argument that does not exist, or a file that is no LoRA of this rank.
+    """
+    for name in network_args:
+        known = f"networks.lora knows {', '.join(KNOWN_ARGUMENTS) or 'no further arguments'}"
+        raise UserError.of(f"{name} is not an argument of networks.lora", "--network_args", known)
+    if weights is None:
+        return
+    ranks = {value.shape[0] for key, value in read_network_file(weights).items() if key.endswith(".lora_down.weight")}
+    if not ranks:
+        raise UserError.of("holds no LoRA weights", f"--network_weights {weights}", "name a LoRA file")
+    if ranks != {network_dim}:
+        found = " and ".join(str(rank) for rank in sorted(ranks))
+        raise UserError.of(
+            f"the file has rank {found}, --network_dim asks for {network_dim}",
+            f"--network_weights {weights}",
+            f"give --network_dim {found}" if len(ranks) == 1 else "a file of mixed ranks cannot be gone on from yet",
+        )
+
+
 def create_network(
     multiplier: float,
     network_dim: int | None,
@@ -265,10 +293,8 @@ def create_network(
     Raises:
         UserError: for arguments in `--network_args` that do not exist.
     """
-    for name in network_args:
-        known = f"networks.lora knows {', '.join(KNOWN_ARGUMENTS) or 'no further arguments'}"
-        raise UserError.of(f"{name} is not an argument of networks.lora", "--network_args", known)
     rank = 4 if network_dim is None else network_dim
+    check_options(rank, network_args, None)
     alpha = 1.0 if network_alpha is None else network_alpha
     return LoraNetwork(_single(text_encoder), unet, Shape(rank, alpha or float(rank)), multiplier, neuron_dropout)
 

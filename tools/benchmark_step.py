@@ -46,7 +46,6 @@ READS_OF_PYTHON = frozenset({"tolist", "numpy", "cpu"})
 READS_OF_TORCH = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"})
 
 
-
 class Seconds(NamedTuple):
     """A moment, or the time between two: by the clock on the wall, and of this process's work on a core."""
 

@@ -68,18 +68,27 @@ def describe(options: DataOptions) -> Description:
     Raises:
         UserError: with every mistake in the file, the folder names and the sizes. Pictures are not opened yet.
     """
-    problems, notes = Problems(), list[str]()
+    problems = Problems()
+    description = read_description(options, problems)
+    problems.raise_if_any()
+    return description
+
+
+def read_description(options: DataOptions, problems: Problems) -> Description:
+    """As `describe`, but gathers the mistakes and returns what was understood, so that its pictures can be checked."""
+    notes = list[str]()
     if options.caption_extension is not None and (complaint := caption_ending(options.caption_extension)):
         problems.add(complaint, "--caption_extension", "write it as .txt")
-    content, where = _read_source(options, problems, notes)
-    if problems:  # the pictures are unclear, but the sizes on the command line can still be judged
+    source = Problems()
+    content, where = _read_source(options, source, notes)
+    problems.extend(source)
+    if source and not content:  # the pictures are unclear, but the sizes on the command line can still be judged
         nothing = Table({}, {})
         unclear = DatasetTables("command line", nothing, ())
         _build_dataset(unclear, Structure(nothing, (unclear,), frozenset()), options, problems, notes)
-        problems.raise_if_any()
+        return Description((), tuple(notes))
     structure = read_structure(content, where, problems)
     datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
-    problems.raise_if_any()
     return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
 
 
@@ -125,7 +134,7 @@ def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> 
     subsets = subset_tables(Path(options.train_data_dir), "--train_data_dir", False, problems, notes)
     if options.reg_data_dir is not None:
         subsets += subset_tables(Path(options.reg_data_dir), "--reg_data_dir", True, problems, notes)
-    return {"datasets": [{"subsets": subsets}]}, _no_place
+    return ({"datasets": [{"subsets": subsets}]} if subsets else {}), _no_place
 
 
 def _no_place(key: str, occurrence: int) -> str:

@@ -48,14 +48,21 @@ def parse_network_args(words: tuple[str, ...]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def check_network_file(path: str | None) -> None:
-    """Whether `--network_weights` names a file.
+def check_network_options(options: NetworkOptions) -> None:
+    """Everything that can be known of the network before a model is loaded. A module may have more to say about its
+    own options in a function `check_options`.
 
     Raises:
-        UserError: when it does not.
+        UserError: when module, arguments or weights cannot be used.
     """
-    if path is not None and not Path(path).is_file():
-        raise UserError.of(f"{path} is not a file", "--network_weights", "check the path")
+    module = import_network_module(options.network_module)
+    arguments = parse_network_args(options.network_args)
+    weights = Path(options.network_weights) if options.network_weights is not None else None
+    if weights is not None and not weights.is_file():
+        raise UserError.of(f"{weights} is not a file", "--network_weights", "check the path")
+    check = getattr(module, "check_options", None)
+    if check is not None:
+        check(options.network_dim, arguments, weights)
 
 
 class Network:

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from library.checkpoint.naming import last_file, log_file
 from library.core.errors import Problems, UserError
-from library.data.config import Description, describe
+from library.core.optional import import_optional
+from library.data.config import Description, read_description
 from library.data.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
-from library.methods.network import check_network_file, import_network_module, parse_network_args
+from library.methods.network import check_network_options
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
 from library.optim.optimizers import parse_optimizer_args
 from library.options.combinations import check_length, check_network_parts
@@ -66,9 +67,11 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     check_length(training, problems)
     check_network_parts(network, problems)
     optimizer = options.of(OptimizerOptions)
-    _attempt(problems, lambda: _check_network_module(network))
+    _attempt(problems, lambda: check_network_options(network))
     _attempt(problems, lambda: parse_optimizer_args(optimizer.optimizer_args))
     files = _check_output(output, problems)
+    if output.logging_dir is not None:
+        _attempt(problems, lambda: import_optional("tensorboard", "tensorboard", "--logging_dir"))
     base = _attempt(problems, lambda: _check_base_model(model))
     pictures = _attempt(problems, lambda: _check_pictures(data))
     if base is None or pictures is None or problems:
@@ -107,8 +110,13 @@ def _check_base_model(model: ModelOptions) -> _BaseModel:
 
 
 def _check_pictures(data: DataOptions) -> _Pictures:
-    description = describe(data)
-    return _Pictures(description, build_index(description, data.prior_loss_weight))
+    problems = Problems()
+    description = read_description(data, problems)
+    # pictures are looked at even when their description has mistakes: a broken one should be known at once
+    index = _attempt(problems, lambda: build_index(description, data.prior_loss_weight))
+    if index is None or problems:
+        raise UserError(problems)
+    return _Pictures(description, index)
 
 
 def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None:
@@ -118,12 +126,6 @@ def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None
     except UserError as error:
         problems.extend(error.problems)
         return None
-
-
-def _check_network_module(network: NetworkOptions) -> None:
-    import_network_module(network.network_module)
-    parse_network_args(network.network_args)
-    check_network_file(network.network_weights)
 
 
 def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:

@@ -1,0 +1,34 @@
+"""Names of the files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import train_network
+from library.checkpoint.naming import last_file, log_file
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "log"),
+    [
+        (None, "last.safetensors", "last-log.jsonl"),
+        ("cat", "cat.safetensors", "cat-log.jsonl"),
+        ("cat.v2", "cat.v2.safetensors", "cat.v2-log.jsonl"),  # a dot in the name is no extension
+        ("猫 2", "猫 2.safetensors", "猫 2-log.jsonl"),
+    ],
+)
+def test_a_run_leaves_exactly_the_files_it_names(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path, name: str | None, network: str, log: str
+) -> None:
+    assert last_file(tmp_path, name, ".safetensors") == tmp_path / network
+    assert log_file(tmp_path, name) == tmp_path / log
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), "--train_data_dir", str(photos)]
+    words += ["--resolution", "64", "--max_train_steps", "1", "--max_data_loader_n_workers", "0"]
+    train_network.main([*words, "--output_dir", str(tmp_path), *(["--output_name", name] if name else [])])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([network, log])
+
+
+def test_other_kinds_of_file_differ_by_their_extension_only() -> None:
+    assert last_file(Path("out"), "cat", ".ckpt") == Path("out/cat.ckpt")
