@@ -73,6 +73,7 @@ def train_network(run: NetworkRun) -> None:
             log.info(line)
     trainer.log.close()
     hashing.shutdown()
+    accelerator.wait_for_everyone()  # the others stay until the file is written
     accelerator.end_training()
 
 

@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
         shutil.copy(photos / name, train)
     for name in ("coffee.jpg", "dahlia.jpg", "grass.jpg"):
         shutil.copy(photos / name, reg)
-    (train / "cat.txt").write_text("shs cat, Green eyes, green eyes\n", encoding="utf-8")
+    (train / "cat.txt").write_text("shs cat, Green eyes\nthis line is not read\n", encoding="utf-8")
     return home
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from library.core.errors import UserError
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
-from networks.lora import LoraNetwork, create_network, create_network_from_weights
+from networks.lora import LoraNetwork, check_options, create_network, create_network_from_weights
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out_0"]
 # blocks of the U-Net with attention: path and number of transformers
@@ -213,3 +213,14 @@ def test_dropout_depends_on_the_batch_alone_and_survives_checkpointing(model: St
     torch.testing.assert_close(gradients(1), first, atol=1e-6, rtol=1e-4)
     network.on_batch_start(1)
     assert not torch.allclose(predict(model), plain, atol=1e-3)
+
+
+def test_options_are_judged_without_a_model(model: StableDiffusion, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    make(model, rank=8).save_weights(file, None, {})
+    check_options(8, {}, file)
+    with pytest.raises(UserError, match="the file has rank 8, --network_dim asks for 4"):
+        check_options(4, {}, file)
+    save_file({"emb_params": torch.ones(1, 768)}, str(file))
+    with pytest.raises(UserError, match="holds no LoRA weights"):
+        check_options(4, {}, file)

@@ -65,7 +65,7 @@ def test_a_part_without_gradient_is_named_at_the_last_watched_update() -> None:
     model = TwoParts(text_share=0.0)
     watch = model.watch()
     learn(model, watch, WATCHED_UPDATES - 1)
-    with pytest.raises(UserError, match=f"text_encoder should train .* first {WATCHED_UPDATES} updates") as caught:
+    with pytest.raises(UserError, match=rf"text_encoder should train .* first {WATCHED_UPDATES} updates") as caught:
         learn(model, watch, 1)
     assert "unet" not in str(caught.value)
 
@@ -75,7 +75,7 @@ def test_all_parts_without_gradient_are_named() -> None:
     watch = model.watch()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with pytest.raises(UserError, match="^training: text_encoder and unet should train"):
+    with pytest.raises(UserError, match=r"^training: text_encoder and unet should train"):
         for _ in range(WATCHED_UPDATES):
             watch.observe()
 

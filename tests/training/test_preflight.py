@@ -148,7 +148,7 @@ def test_network_weights_are_where_training_goes_on(
     start = load_file(str(trained / "last.safetensors"))
     words = ["--network_weights", str(trained / "last.safetensors"), "--seed", "5"]
     standing = run_here(model, data, tmp_path / "a", *words, "--learning_rate", "1e-12")
-    assert 0 <= largest_difference(standing, start) < 1e-6
+    assert largest_difference(standing, start) < 1e-6
     moving = run_here(model, data, tmp_path / "b", *words, "--learning_rate", "1e-3")
     assert 5e-4 < largest_difference(moving, start) < 2e-3  # one step of Adam from the same place
     fresh = run_here(model, data, tmp_path / "c", "--seed", "5", "--learning_rate", "1e-12")
@@ -156,19 +156,27 @@ def test_network_weights_are_where_training_goes_on(
 
 
 @pytest.mark.parametrize("dim", ["2", "8"])
-def test_network_weights_of_another_rank_are_refused_and_nothing_is_saved(
+def test_network_weights_of_another_rank_are_refused(
     model: Path, data: list[str], trained: Path, tmp_path: Path, dim: str
 ) -> None:
     words = ["--network_weights", str(trained / "last.safetensors"), "--network_dim", dim]
     problem = refusal(model, data, tmp_path / "out", *words)
-    assert problem.where == str(trained / "last.safetensors")
-    assert "is [4, " in problem.what and "--network_dim" in problem.fix
-    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert problem.where == f"--network_weights {trained / 'last.safetensors'}"
+    assert (problem.what, problem.fix) == (f"the file has rank 4, --network_dim asks for {dim}", "give --network_dim 4")
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_base_model_as_network_weights_is_refused(model: Path, data: list[str], tmp_path: Path) -> None:
-    problem = refusal(model, data, tmp_path / "out", "--network_weights", str(model))
-    assert problem.where == str(model) and "missing in the file" in problem.what
+@pytest.mark.parametrize("kind", ["base model", "text"])
+def test_network_weights_that_are_no_network_are_refused(
+    model: Path, data: list[str], tmp_path: Path, kind: str
+) -> None:
+    path = model if kind == "base model" else tmp_path / "notes.safetensors"
+    if kind == "text":
+        path.write_text("no tensors here\n", encoding="utf-8")
+    problem = refusal(model, data, tmp_path / "out", "--network_weights", str(path))
+    assert str(path) in problem.where
+    assert ("holds no LoRA weights" if kind == "base model" else "cannot be read as a network") in problem.what
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_earlier_file_is_whole_until_the_new_one_takes_its_place(

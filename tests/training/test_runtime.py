@@ -38,7 +38,7 @@ def bf16_runs(
 def test_fp16_without_a_card_is_refused_before_the_model_is_loaded(
     tiny_models: dict[str, Path], data: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match="^--mixed_precision fp16: fp16 needs a CUDA card(.|\n)*use bf16 or no"):
+    with pytest.raises(UserError, match=r"^--mixed_precision fp16: fp16 needs a CUDA card(.|\n)*use bf16 or no"):
         run_here(tiny_models["sd1"], data, tmp_path / "out", "--mixed_precision", "fp16")
     assert "loading" not in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
