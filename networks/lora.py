@@ -29,6 +29,21 @@ TEXT_MODEL_ROOT = "text_model"
 KNOWN_ARGUMENTS: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Rank and alpha of one module."""
+
+    rank: int
+    alpha: float
+
+
+@dataclass
+class BatchSeed:
+    """The dropout seed of the batch at hand, shared by all modules of a network."""
+
+    value: int = 0
+
+
 class LoraModule(nn.Module):
     """The low-rank change of one layer; attached to it by a hook, never a part of the base model."""
 
@@ -36,14 +51,14 @@ class LoraModule(nn.Module):
     lora_down: nn.Linear | nn.Conv2d
     lora_up: nn.Linear | nn.Conv2d
 
-    def __init__(self, name: str, layer: nn.Module, rank: int, alpha: float, dropout: float | None) -> None:
+    def __init__(self, name: str, layer: nn.Module, shape: Shape, dropout: float | None, batch_seed: BatchSeed) -> None:
         super().__init__()
+        rank, alpha = shape.rank, shape.alpha
         self.name = name
-        self.rank = rank
         self.scale = alpha / rank
         self.multiplier = 1.0
         self.dropout = dropout
-        self.batch_seed = 0
+        self._batch_seed = batch_seed
         if isinstance(layer, nn.Conv2d):
             self.lora_down = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
             self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
@@ -91,7 +106,7 @@ class LoraModule(nn.Module):
     def _dropout_mask(self, hidden: torch.Tensor) -> torch.Tensor:
         """Keeps or drops each inner value. The draw depends on the batch and the module's name alone, so that the
         second forward pass of gradient checkpointing, any process and a resumed run see the same mask."""
-        generator = torch.Generator(hidden.device).manual_seed(self.batch_seed ^ _stable_number(self.name))
+        generator = torch.Generator(hidden.device).manual_seed(self._batch_seed.value ^ _stable_number(self.name))
         keep = 1.0 - (self.dropout or 0.0)
         drawn = torch.rand(hidden.shape, generator=generator, device=hidden.device)
         return (drawn < keep).to(hidden.dtype) / keep
@@ -99,14 +114,6 @@ class LoraModule(nn.Module):
 
 def _stable_number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Rank and alpha of one module."""
-
-    rank: int
-    alpha: float
 
 
 class LoraNetwork(nn.Module):
@@ -128,9 +135,20 @@ class LoraNetwork(nn.Module):
             dropout: share of inner values dropped in training.
         """
         super().__init__()
-        self.text_encoder_loras = nn.ModuleDict(_make_modules(text_encoder_targets(text_encoder), shape, dropout))
-        self.unet_loras = nn.ModuleDict(_make_modules(unet_targets(unet), shape, dropout))
+        self._batch_seed = BatchSeed()
+        self.text_encoder_loras = nn.ModuleDict(self._make_modules(text_encoder_targets(text_encoder), shape, dropout))
+        self.unet_loras = nn.ModuleDict(self._make_modules(unet_targets(unet), shape, dropout))
         self.set_multiplier(multiplier)
+
+    def _make_modules(
+        self, targets: Mapping[str, nn.Module], shape: Shape | Mapping[str, Shape], dropout: float | None
+    ) -> dict[str, nn.Module]:
+        shapes = dict.fromkeys(targets, shape) if isinstance(shape, Shape) else shape
+        return {
+            name: LoraModule(name, layer, shapes[name], dropout, self._batch_seed)
+            for name, layer in targets.items()
+            if name in shapes
+        }
 
     def loras(self) -> Iterator[LoraModule]:
         """Every LoRA module, text encoder first."""
@@ -160,8 +178,7 @@ class LoraNetwork(nn.Module):
 
     def on_batch_start(self, seed: int) -> None:
         """Fixes the dropout of the coming batch; `seed` below 2**63."""
-        for module in self.loras():
-            module.batch_seed = seed
+        self._batch_seed.value = seed
 
     def prepare_optimizer_params(
         self, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
@@ -358,17 +375,6 @@ def _targets(model: nn.Module | None, class_names: Sequence[str], prefix: str, r
             if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
                 found[f"{prefix}.{rooted}.{inner}".replace(".", "_")] = layer
     return found
-
-
-def _make_modules(
-    targets: Mapping[str, nn.Module], shape: Shape | Mapping[str, Shape], dropout: float | None
-) -> dict[str, nn.Module]:
-    shapes = {name: shape for name in targets} if isinstance(shape, Shape) else shape
-    return {
-        name: LoraModule(name, layer, shapes[name].rank, shapes[name].alpha, dropout)
-        for name, layer in targets.items()
-        if name in shapes
-    }
 
 
 def _single(text_encoder: Any) -> nn.Module | None:

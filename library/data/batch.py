@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,27 @@ LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8  # one latent cell stands for 8 x 8 pixels in SD 1.x and 2.x
 
 
+class SentByValue:
+    """Base of dataclasses that loader workers send: tensors travel as plain bytes.
+
+    torch would send each tensor as a file of shared memory of its own, which takes longer for small ones, and in
+    containers with a small /dev/shm it ends the run with a bus error.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), {name: _to_array(value) for name, value in vars(self).items()})
+
+
+def _to_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _rebuild(kind: type[Any], values: dict[str, Any]) -> Any:
+    return kind(**{name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in values.items()})
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(SentByValue):
     """B pictures of one shape. Either `latents`, or `pixels` with the `latent_noise` that the VAE samples with."""
 
     latents: Tensor | None  # (B, 4, h, w) float32, unscaled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from library.core.errors import UserError
-from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
+from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT, SentByValue
 from library.data.dataset import draw_latent_noise, make_loader, read_picture
 from library.data.index import ImageIndex
 from library.data.placement import Placements
@@ -86,7 +86,8 @@ def fill_memory_store(
     return store
 
 
-class _Picture(NamedTuple):
+@dataclass(frozen=True)
+class _Picture(SentByValue):
     record: int
     pixels: Tensor  # (3, H, W)
     latent_noise: Tensor  # (4, h, w)

@@ -60,11 +60,11 @@ class CaptionTokenizer:
 
     def __call__(self, captions: list[str]) -> torch.LongTensor:
         """Ids of the captions, `(B, 77)` int64. What is beyond 75 tokens is cut off; `count_tokens` tells how much."""
-        rows = torch.full((len(captions), ROW_LENGTH), self._padding_id, dtype=torch.long)
-        for row, caption in zip(rows, captions, strict=True):
+        rows = []
+        for caption in captions:
             ids = [BEGIN_ID, *self._encode(caption)[:TEXT_LENGTH], END_ID]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows  # type: ignore[return-value]
+            rows.append(ids + [self._padding_id] * (ROW_LENGTH - len(ids)))
+        return torch.tensor(rows, dtype=torch.long).view(-1, ROW_LENGTH)  # type: ignore[return-value]
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """Text tokens of each caption before any cut, without begin, end and padding."""

@@ -16,6 +16,7 @@ from library.core.errors import UserError
 from library.core.randomness import derived_seed
 from library.data.batch import Batch
 from library.methods.base import Method
+from library.optim.clipping import clip_gradients
 from library.training.guards import GradientWatch
 from library.training.progress import Progress, RunPlan
 from library.training.scalars import ScalarLog
@@ -104,7 +105,8 @@ class Trainer:
 
     def _update(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
         self.watch.observe()
-        grad_norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.accelerator.unscale_gradients()  # undoes the fp16 scaler's factor, where there is one
+        grad_norm = clip_gradients(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
