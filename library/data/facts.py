@@ -24,7 +24,7 @@ def folder_name(subset: SubsetConfig) -> str:
 
 
 def tag_frequency(index: ImageIndex) -> dict[str, dict[str, int]]:
-    """`ss_tag_frequency`: folder name -> tag -> number of pictures; the 5,000 most frequent tags of each folder.
+    """`ss_tag_frequency`: folder name -> tag -> how often captions hold it; the 5,000 most frequent of each folder.
 
     Tags are the comma-separated parts of the captions, in lower case.
     """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from library.core.atomic_io import write_whole
 from library.core.errors import UserError
 from library.core.randomness import seeded_torch
 from library.options.network import NetworkOptions
@@ -122,13 +124,13 @@ class Network:
             rates.append(self._learning_rate)
         answer = prepare(*rates)
         groups, names = answer if isinstance(answer, tuple) else (answer, ())
-        named = [
-            {"name": names[i] if i < len(names) else f"group{i}", "lr": self._learning_rate, **group}
-            for i, group in enumerate(groups)
-        ]
-        if not named:
+        if not groups:
             raise UserError.of("the network has nothing to train", "--network_module", "check the --network_… options")
-        return [{**group, "params": list(group["params"])} for group in named]
+        wanted = [group.get("name") or (names[i] if i < len(names) else f"group{i}") for i, group in enumerate(groups)]
+        return [
+            {"lr": self._learning_rate, **group, "params": list(group["params"]), "name": name}
+            for group, name in zip(groups, _distinct(wanted), strict=True)
+        ]
 
     def trains_text_encoder(self, step: int) -> bool:
         """The whole run or never."""
@@ -140,5 +142,15 @@ class Network:
             self._start_batch(seed)
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Writes the network file."""
-        self._network.save_weights(str(path), dtype, dict(metadata))
+        """Writes the network file, whole or not at all, whatever the module's own way of writing."""
+        write_whole(path, lambda temporary: self._network.save_weights(str(temporary), dtype, dict(metadata)))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names with numbers behind those that come again: reports, logs and checks go by name."""
+    seen = Counter[str]()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return distinct

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+_LONGEST_STEM = 200  # file systems allow 255 bytes; step numbers, -state, -log and temporary marks need the rest
+
 
 def at_least(limit: float) -> Callable[[Any], str | None]:
     """A check: the value is finite and not below `limit`."""
@@ -44,7 +46,10 @@ def multiple_of(step: int) -> Callable[[Any], str | None]:
 
 
 def file_stem(value: str) -> str | None:
-    """A check: a plain file name without folders."""
+    """A check: a plain file name without folders, short enough for the endings that files of a run get."""
+    length = len(value.encode("utf-8", "surrogateescape"))
+    if length > _LONGEST_STEM:
+        return f"must be at most {_LONGEST_STEM} bytes long, got {length}"
     if value and not any(mark in value for mark in '/\\:*?"<>|') and value not in (".", ".."):
         return None
     return f'must be a plain name without folder or the characters / \\ : * ? " < > |, got {value!r}'

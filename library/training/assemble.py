@@ -65,13 +65,17 @@ def train_network(run: NetworkRun) -> None:
     for line in start_report(run, planner, plan, learner.groups, accelerator):
         log.info(line)
     trainer = build_trainer(run, accelerator, learner, planner, plan)
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
+            trainer.log.drain()
+        trainer.log.close()
     if accelerator.is_main_process:
         finished = _Finished(started_at, time.time(), base.result())
         _save(run, trainer, finished)
         for line in summary(run, trainer, finished.finished_at - started_at):
             log.info(line)
-    trainer.log.close()
     hashing.shutdown()
     accelerator.wait_for_everyone()  # the others stay until the file is written
     accelerator.end_training()

@@ -43,7 +43,8 @@ class GradientWatch:
         still = [component for component in self.components if component not in self._moved]
         if still and self._updates == WATCHED_UPDATES:
             raise UserError.of(
-                f"{' and '.join(still)} should train but received no gradient in the first {WATCHED_UPDATES} updates",
+                f"{' and '.join(still)} should train but received no gradient in the first {WATCHED_UPDATES} updates"
+                f" (for example {self.names.get(self.components[still[0]][0], '?')})",
                 "training",
                 "nothing was saved; check the rates and options of that part, or report this as a bug",
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.checkpoint.naming import last_file, log_file
+from library.core.device import check_precision
 from library.core.errors import Problems, UserError
 from library.core.optional import import_optional
 from library.data.config import Description, read_description
@@ -68,6 +69,7 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     check_network_parts(network, problems)
     optimizer = options.of(OptimizerOptions)
     _attempt(problems, lambda: check_network_options(network))
+    _attempt(problems, lambda: check_precision(training.mixed_precision))
     _attempt(problems, lambda: parse_optimizer_args(optimizer.optimizer_args))
     files = _check_output(output, problems)
     if output.logging_dir is not None:
@@ -131,14 +133,19 @@ def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None
 def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:
     folder = Path(str(output.output_dir))
     files = OutputFiles(last_file(folder, output.output_name, ".safetensors"), log_file(folder, output.output_name))
-    for flag, named in (("--output_dir", folder), ("--logging_dir", output.logging_dir and Path(output.logging_dir))):
-        if named and named.exists() and not named.is_dir():
-            problems.add(f"{named} is a file, a folder is needed", flag, "name another folder")
-            return files
-    existing = [str(path) for path in (files.network, files.log) if path.exists()]
-    if existing and not output.overwrite:
+    logging_dir = Path(output.logging_dir) if output.logging_dir is not None else folder
+    blocked = False
+    for flag, named in (("--output_dir", folder), ("--logging_dir", logging_dir)):
+        file = next((path for path in (named, *named.parents) if path.is_file()), None)
+        if file is not None:
+            problems.add(f"{file} is a file, a folder is needed", flag, "name another folder")
+            blocked = True
+    if blocked:
+        return files
+    # a log alone is left of a run that was stopped; it stands in nobody's way
+    if files.network.exists() and not output.overwrite:
         problems.add(
-            f"{' and '.join(existing)} of an earlier run would be lost",
+            f"{files.network} of an earlier run would be lost",
             "--output_dir, --output_name",
             "choose another --output_name, move the old file away, or give --overwrite",
         )

@@ -22,9 +22,8 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         mixed_precision: "no", "fp16" or "bf16".
 
     Raises:
-        UserError: when the precision is not to be had on this device, or the launched processes do not find each other.
+        UserError: when the launched processes do not find each other.
     """
-    _check_precision(mixed_precision)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
@@ -40,17 +39,6 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         )
     _tell_launcher_precision(mixed_precision, accelerator)
     return accelerator
-
-
-def _check_precision(mixed_precision: str) -> None:
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError.of(
-            "fp16 needs a CUDA card, and none can be used here",
-            "--mixed_precision fp16",
-            "use bf16 or no; python tools/doctor.py tells why the card is not found",
-        )
-    if mixed_precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError.of("this card has no bf16 (RTX 30 series or newer has)", "--mixed_precision bf16", "use fp16")
 
 
 def _tell_launcher_precision(mixed_precision: str, accelerator: Accelerator) -> None:

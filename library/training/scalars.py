@@ -6,6 +6,7 @@ Numbers stay on the device until a drain, so that logging never makes the loop w
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -87,8 +88,7 @@ class ScalarLog:
             self._flush()
 
     def close(self) -> None:
-        """Writes what waits and closes the files."""
-        self.drain()
+        """Closes the files. What waits is lost unless it was drained before, which all processes must do together."""
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
@@ -96,7 +96,8 @@ class ScalarLog:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
+            finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON knows no NaN
         if self._writer is not None:
             for tag, value in row.items():
                 if tag not in ("step", "epoch"):

@@ -109,7 +109,8 @@ class Trainer:
         grad_norm = clip_gradients(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
-        self.optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None  # what zero_grad does; Accelerate's own looks up its signature at every call
         self.progress.step += 1
         return grad_norm
 

@@ -193,15 +193,10 @@ def test_the_earlier_file_is_whole_until_the_new_one_takes_its_place(
     assert (out / "last.safetensors").read_bytes() == before
 
 
-KNOWN_GAP = "preflight does not look; found only after the model is loaded, or after training"
-
-
-@pytest.mark.xfail(strict=True, raises=OSError, reason=KNOWN_GAP)
 def test_a_name_too_long_for_the_disk_is_refused(model: Path, data: list[str], tmp_path: Path) -> None:
     assert refusal(model, data, tmp_path / "out", "--output_name", "x" * 240).where == "--output_name"
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason=KNOWN_GAP)
 @pytest.mark.parametrize("flag", ["--output_dir", "--logging_dir"])
 def test_a_folder_below_a_file_is_refused(model: Path, data: list[str], tmp_path: Path, file: Path, flag: str) -> None:
     assert refusal(model, data, tmp_path / "out", flag, str(file / "below")).where == flag

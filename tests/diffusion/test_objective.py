@@ -1,0 +1,77 @@
+"""The objective computes the loss of the papers, written out a second time in float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from library.diffusion.loss import weighted_mse
+from library.diffusion.objective import Objective
+from library.diffusion.schedule import scaled_linear_alphas_cumprod
+
+SCALE = 0.18215
+
+
+class LinearUnet(nn.Module):
+    """A U-Net one can compute by hand: a mix of the noisy latents, the time and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> SimpleNamespace:
+        text = states.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=self.weight * latents + timesteps.view(-1, 1, 1, 1) / 1000 + text)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "latents": torch.randn(3, 4, 8, 8, generator=generator) * 5,
+        "noise": torch.randn(3, 4, 8, 8, generator=generator),
+        "timesteps": torch.tensor([0, 500, 999]),
+        "input_ids": torch.randint(0, 50, (3, 77), generator=generator),
+        "loss_weights": torch.tensor([1.0, 0.5, 2.0]),
+    }
+
+
+def make_objective(prediction_type: str) -> tuple[Objective, nn.Embedding]:
+    torch.manual_seed(0)
+    text_encoder = nn.Embedding(50, 6)
+    unet = LinearUnet()
+    return Objective(unet, text_encoder, lambda model, ids: model(ids), None, prediction_type, SCALE), text_encoder
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_equals_the_formula(prediction_type: str) -> None:
+    objective, text_encoder = make_objective(prediction_type)
+    values = batch()
+    loss = objective(**values, train_text_encoder=False)
+
+    v = {key: value.double() if value.is_floating_point() else value for key, value in values.items()}
+    alphas = scaled_linear_alphas_cumprod().double()[v["timesteps"]].view(-1, 1, 1, 1)
+    clean = v["latents"] * SCALE
+    noisy = alphas.sqrt() * clean + (1 - alphas).sqrt() * v["noise"]
+    velocity = alphas.sqrt() * v["noise"] - (1 - alphas).sqrt() * clean
+    target = v["noise"] if prediction_type == "epsilon" else velocity
+    text = text_encoder(v["input_ids"]).double().mean(dim=(1, 2)).view(-1, 1, 1, 1)
+    predicted = 0.7 * noisy + v["timesteps"].view(-1, 1, 1, 1) / 1000 + text
+    expected = (((predicted - target) ** 2).mean(dim=(1, 2, 3)) * v["loss_weights"]).mean()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("train_text_encoder", [True, False])
+def test_gradients_reach_the_text_encoder_only_when_asked(train_text_encoder: bool) -> None:
+    objective, text_encoder = make_objective("epsilon")
+    objective(**batch(), train_text_encoder=train_text_encoder).backward()
+    assert objective.unet.weight.grad is not None
+    assert (text_encoder.weight.grad is not None) == train_text_encoder
+
+
+def test_weight_zero_silences_a_sample() -> None:
+    prediction, target = torch.ones(2, 4, 2, 2), torch.zeros(2, 4, 2, 2)
+    assert weighted_mse(prediction, target, torch.tensor([0.0, 1.0])) == 0.5
+    assert weighted_mse(prediction.half(), target.half(), torch.ones(2)).dtype == torch.float32
