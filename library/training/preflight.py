@@ -133,9 +133,11 @@ def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None
 def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:
     folder = Path(str(output.output_dir))
     files = OutputFiles(last_file(folder, output.output_name, ".safetensors"), log_file(folder, output.output_name))
-    logging_dir = Path(output.logging_dir) if output.logging_dir is not None else folder
+    folders = {"--output_dir": folder}
+    if output.logging_dir is not None:
+        folders["--logging_dir"] = Path(output.logging_dir)
     blocked = False
-    for flag, named in (("--output_dir", folder), ("--logging_dir", logging_dir)):
+    for flag, named in folders.items():
         file = next((path for path in (named, *named.parents) if path.is_file()), None)
         if file is not None:
             problems.add(f"{file} is a file, a folder is needed", flag, "name another folder")

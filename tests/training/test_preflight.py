@@ -56,9 +56,14 @@ def test_files_of_an_earlier_run_are_not_overwritten(model: Path, data: list[str
     before = contents(trained)
     problem = refusal(model, data, trained)
     assert problem.where == "--output_dir, --output_name"
-    assert "last.safetensors and " in problem.what and "last-log.jsonl of an earlier run would be lost" in problem.what
+    assert problem.what == f"{trained / 'last.safetensors'} of an earlier run would be lost"
     assert "--overwrite" in problem.fix
     assert contents(trained) == before
+
+
+def test_the_log_of_a_stopped_run_blocks_nobody(model: Path, data: list[str], tmp_path: Path) -> None:
+    (tmp_path / "last-log.jsonl").write_text("of a run that was stopped\n", encoding="utf-8")
+    assert run_here(model, data, tmp_path)
 
 
 def test_another_name_leaves_the_earlier_files_alone(model: Path, data: list[str], trained: Path) -> None:

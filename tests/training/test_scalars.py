@@ -54,7 +54,8 @@ def test_every_update_is_a_row_in_order_with_the_mean_of_the_last_epoch_length(t
     log = ScalarLog(path, None, updates_per_epoch=4, reduce=unreduced)
     for step in range(1, 26):
         record(log, step)
-    log.close()  # five updates wait for the drain at step 30
+    log.drain()  # five updates wait for the drain at step 30
+    log.close()
     rows = read_rows(path)
     assert [row["step"] for row in rows] == list(range(1, 26))
     for row in rows:
@@ -125,6 +126,7 @@ def test_all_processes_reduce_at_the_same_updates_and_the_mean_is_written(tmp_pa
             record(log, step)
             if step % 4 == 0:
                 log.end_epoch(step, step // 4)
+        log.drain()
         log.close()
     assert main_shapes == other_shapes
     assert sum(waiting for waiting, _ in main_shapes) == 35
