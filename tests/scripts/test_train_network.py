@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from library.core.errors import UserError
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
-from library.models.save import save_diffusers, single_file_tensors
+from library.models.save import save_diffusers, save_single_file, single_file_tensors
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import tokenizer_files
@@ -24,7 +26,7 @@ from library.training.assemble import build_trainer, load_learner, make_planner
 from library.training.preflight import NetworkRun, check_network_run
 from library.training.progress import plan_run
 from networks.lora import create_network
-from tests.training.runs import Tensors, assert_same, run_here
+from tests.training.runs import ROOT, Tensors, assert_same, environment, run_here
 
 FAMILY = {"sd1": "sd1", "sd2": "sd2", "sd2_v": "sd2"}
 PREDICTION = {"sd1": "epsilon", "sd2": "epsilon", "sd2_v": "v_prediction"}
@@ -209,6 +211,43 @@ def test_diffusers_folder_trains_like_the_single_file(trained: Trained, photos: 
     words = ["--max_train_steps", "8", "--network_dim", "4", "--network_alpha", "16", "--cache_latents"]
     tensors = run_here(trained.folder, photo_words(photos), tmp_path, *words)
     assert_same(tensors, trained.tensors)
+
+
+def test_a_ckpt_trains_like_the_safetensors_file(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    ckpt = tmp_path / "model.ckpt"
+    save_single_file(load_stable_diffusion(identify(tiny_models["sd2"]), "epsilon"), ckpt, {})
+    first = run_here(tiny_models["sd2"], photo_words(photos), tmp_path / "a", "--max_train_steps", "2")
+    assert_same(run_here(ckpt, photo_words(photos), tmp_path / "b", "--max_train_steps", "2"), first)
+
+
+def test_a_whole_run_needs_no_network(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    """Every connection is refused, and nothing tells the libraries that they are offline."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('a connection was tried')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import train_network\n"
+        "train_network.main(sys.argv[1:])\n"
+    )
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), *photo_words(photos)]
+    words += ["--output_dir", str(tmp_path), "--max_train_steps", "1", "--max_data_loader_n_workers", "0"]
+    settings = {key: value for key, value in environment().items() if key != "HF_HUB_OFFLINE"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, env=settings, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "last.safetensors").is_file()
+
+
+def test_the_gradient_limit_acts_and_zero_lifts_it(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    # eps far above the gradients makes AdamW's steps proportional to them, so that a limit shows
+    words = ["--max_train_steps", "2", "--optimizer_args", "eps=1.0", "--max_grad_norm"]
+    moved = {}
+    for limit in ("0", "1e9", "1e-4"):
+        tensors = run_here(tiny_models["sd1"], photo_words(photos), tmp_path / limit, *words, limit)
+        moved[limit] = sum(float(v.square().sum()) for k, v in tensors.items() if "lora_up" in k) ** 0.5
+    assert moved["0"] == moved["1e9"]
+    assert moved["1e-4"] < 0.1 * moved["0"]
 
 
 def test_captions_beyond_75_tokens_are_told(

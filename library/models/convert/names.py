@@ -19,6 +19,14 @@ def rename(name: str, table: Mapping[str, str]) -> str | None:
     return None
 
 
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """As `rename`, for names that must be known. KeyError for one that is not."""
+    found = rename(name, table)
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
 def inverted(table: Mapping[str, str]) -> dict[str, str]:
     """The table read from right to left."""
     return {new: old for old, new in table.items()}

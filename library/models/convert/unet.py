@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from library.models.convert.names import inverted, rename
+from library.models.convert.names import inverted, rename, renamed
 from library.models.topology import BLOCKS, LAYERS_PER_BLOCK
 
 PREFIX = "model.diffusion_model."
@@ -93,10 +93,4 @@ def to_diffusers(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def to_single_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Single-file names for the Diffusers state dict of a U-Net. KeyError for a name outside the layout."""
-    converted = {}
-    for name, tensor in tensors.items():
-        renamed = rename(name, _TO_SINGLE_FILE)
-        if renamed is None:
-            raise KeyError(name)
-        converted[PREFIX + renamed] = tensor
-    return converted
+    return {PREFIX + renamed(name, _TO_SINGLE_FILE): tensor for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from library.models.convert.names import inverted, rename
+from library.models.convert.names import inverted, rename, renamed
 from library.models.topology import BLOCKS, LAYERS_PER_BLOCK
 
 PREFIX = "first_stage_model."
@@ -66,19 +66,16 @@ def to_diffusers(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if not name.startswith(PREFIX) or name.startswith(_NOT_WEIGHTS):
         return {}
     own = name.removeprefix(PREFIX)
-    renamed = rename(own, _TO_DIFFUSERS) or own
-    return {renamed: _as_linear(renamed, tensor)}
+    present = rename(own, _TO_DIFFUSERS) or own
+    return {present: _as_linear(present, tensor)}
 
 
 def to_single_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Single-file names and forms for the Diffusers state dict of a VAE. KeyError for a name outside the layout."""
-    converted = {}
-    for name, tensor in tensors.items():
-        renamed = rename(name, _TO_SINGLE_FILE)
-        if renamed is None:
-            raise KeyError(name)
-        converted[PREFIX + renamed] = tensor[:, :, None, None] if _is_projection(name) else tensor
-    return converted
+    return {
+        PREFIX + renamed(name, _TO_SINGLE_FILE): tensor[:, :, None, None] if _is_projection(name) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def from_folder(name: str, tensor: Tensor) -> dict[str, Tensor]:
