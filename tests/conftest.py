@@ -18,6 +18,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # comparisons on a card need all the digits of float32
 
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
 

@@ -53,6 +53,8 @@ class Batch(SentByValue):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; copies run beside the computation where the memory is pinned."""
+        if self.input_ids.device == device:
+            return self
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:

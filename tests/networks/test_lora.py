@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from library.core.errors import UserError
 from library.models.stable_diffusion import StableDiffusion
@@ -43,15 +44,18 @@ def golden_text_names(layers: int) -> set[str]:
 
 
 @pytest.fixture(params=["sd1", "sd2"])
-def model(request: pytest.FixtureRequest) -> StableDiffusion:
-    return make_tiny_model(request.param, seed=0)
+def model(request: pytest.FixtureRequest, device: torch.device) -> StableDiffusion:
+    model = make_tiny_model(request.param, seed=0)
+    for part in (model.unet, model.text_encoder):
+        nn.Module.to(part, device)
+    return model
 
 
 def make(model: StableDiffusion, rank: int = 4, alpha: float = 1.0, **more: float) -> LoraNetwork:
     torch.manual_seed(0)
     network = create_network(1.0, rank, alpha, model.vae, model.text_encoder, model.unet, **more)
     network.apply_to(model.text_encoder, model.unet, True, True)
-    return network
+    return network.to(model.unet.device)
 
 
 def randomise(network: LoraNetwork) -> None:
@@ -63,8 +67,9 @@ def randomise(network: LoraNetwork) -> None:
 
 def predict(model: StableDiffusion) -> torch.Tensor:
     torch.manual_seed(2)
-    ids = torch.randint(0, 49408, (2, 77))
-    latents, times = torch.randn(2, 4, 8, 8), torch.tensor([5, 800])
+    device = model.unet.device
+    ids = torch.randint(0, 49408, (2, 77)).to(device)
+    latents, times = torch.randn(2, 4, 8, 8).to(device), torch.tensor([5, 800], device=device)
     states = model.text_encoder(input_ids=ids).last_hidden_state
     return model.unet(latents, times, states).sample
 
