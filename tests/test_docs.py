@@ -121,11 +121,8 @@ def test_states_of_the_map_are_known_and_counted() -> None:
 
 
 @cache
-def test_names(path: Path) -> frozenset[str]:
+def names_of_tests(path: Path) -> frozenset[str]:
     return frozenset(node.name for node in ast.walk(ast.parse(read(path))) if isinstance(node, ast.FunctionDef))
-
-
-test_names.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_every_path_and_test_of_the_map_exists() -> None:
@@ -133,7 +130,7 @@ def test_every_path_and_test_of_the_map_exists() -> None:
         for cited in re.findall(r"`([^`]+)`", f"{row[2]} {row[3]}"):
             path, _, name = cited.partition("::")
             if name:
-                assert name in test_names(ROOT / path), row
+                assert name in names_of_tests(ROOT / path), row
             elif re.fullmatch(r"[\w./-]+\.(py|md|txt|toml)|[\w.-]+/[\w./-]*", path):
                 assert (ROOT / path).exists(), row
 

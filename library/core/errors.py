@@ -6,6 +6,7 @@ Checks gather `Problem`s and raise one `UserError` for all of them; the scripts 
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +89,9 @@ def format_user_error(error: UserError) -> str:
 
 def run_script(main: Callable[[], None]) -> int:
     """Runs a script's `main` and turns user mistakes into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows console may not know every character of a file name
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from library.core.errors import Problems, UserError, run_script, suggest_name
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_all_problems_are_shown_with_place_and_mend(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +38,21 @@ def test_success_interrupt_and_bugs_are_told_apart() -> None:
     assert run_script(interrupted) == 130
     with pytest.raises(ZeroDivisionError):
         run_script(bug)
+
+
+def test_a_console_that_does_not_know_a_character_stops_nothing() -> None:
+    code = (
+        "from library.core.errors import UserError, run_script\n"
+        "from library.core.log import get_logger, start_logging\n"
+        "def main():\n    start_logging(); get_logger('x').info('\u732b.png'); print('\u732b')\n"
+        "    raise UserError.of('is broken', '\u732b.png', 'replace it')\n"
+        "raise SystemExit(run_script(main))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "\\u732b" in result.stdout and "\\u732b.png: is broken" in result.stderr
+    assert "Traceback" not in result.stderr and "Logging error" not in result.stderr
 
 
 def test_no_problem_raises_nothing() -> None:

@@ -46,7 +46,9 @@ def learn(model: nn.Module, watch: GradientWatch, updates: int) -> None:
 
 def test_parts_that_learn_pass() -> None:
     model = TwoParts()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     learn(model, model.watch(), WATCHED_UPDATES + 2)
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_a_weight_outside_the_computation_is_named_at_the_first_update() -> None:
@@ -101,7 +103,8 @@ def test_what_happens_after_the_watch_is_not_judged() -> None:
     model = TwoParts()
     watch = model.watch()
     learn(model, watch, WATCHED_UPDATES)
-    watch.observe()  # every gradient is None now
+    assert all(parameter.grad is None for parameter in model.parameters())
+    watch.observe()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
