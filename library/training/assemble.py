@@ -40,7 +40,7 @@ from library.training.latents import LatentEncoder
 from library.training.preflight import NetworkRun
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
-from library.training.runtime import start_runtime
+from library.training.runtime import prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
 
@@ -131,7 +131,7 @@ def build_trainer(
     )
     optimizer = make_optimizer(run.optimizer, learner.groups)
     scheduler = make_scheduler(run.optimizer.lr_scheduler, optimizer)
-    prepared_objective, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
     return Trainer(
         accelerator=accelerator,
         objective=prepared_objective,

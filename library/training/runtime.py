@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from library.core.errors import UserError
 from library.core.log import get_logger
@@ -28,7 +31,6 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         mixed_precision=mixed_precision,
         # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -39,6 +41,16 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         )
     _tell_launcher_precision(mixed_precision, accelerator)
     return accelerator
+
+
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Hands objective and optimizer to the engine. Buffers are constants here, so processes need not exchange them."""
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    if isinstance(prepared, DistributedDataParallel):
+        prepared.forward_sync_buffers = False
+    return prepared, prepared_optimizer
 
 
 def _tell_launcher_precision(mixed_precision: str, accelerator: Accelerator) -> None:
