@@ -140,9 +140,19 @@ def _write_whole_folder(folder: Path, write: Callable[[Path], None]) -> None:
             if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
+        swap_folder(temporary, folder, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def swap_folder(new: Path, folder: Path, old: Path) -> None:
+    """Puts `new` in the place of `folder`; when that fails, `folder` is as it was."""
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -37,7 +37,9 @@ class DataOptions(OptionGroup):
         None, "training resolution: one number (square) or width,height; each divisible by 64", metavar="512 or 512,768"
     )
     train_batch_size: int = option(1, "pictures per batch", check=at_least(1), metavar="N")
-    enable_bucket: bool = option(False, "sort them into buckets by aspect ratio instead of cropping all to one shape")
+    enable_bucket: bool = option(
+        False, "sort pictures into buckets by aspect ratio instead of cropping all to one shape"
+    )
     min_bucket_reso: int = option(256, "smallest side of a bucket", check=multiple_of(8), metavar="PIXELS")
     max_bucket_reso: int = option(1024, "largest side of a bucket", check=multiple_of(8), metavar="PIXELS")
     bucket_reso_steps: int = option(
