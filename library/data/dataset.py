@@ -118,14 +118,28 @@ class Loader(Generic[ItemT]):
     A `UserError` in a worker arrives here as itself; DataLoader alone would re-create it from a traceback's text.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = items
 
     def __iter__(self) -> Iterator[ItemT]:
-        for item in self._loader:
+        for item in self._items:
             if isinstance(item, _Failure):
                 raise UserError(item.problems)
             yield item
+
+
+@dataclass(frozen=True)
+class _InThisProcess:
+    """What DataLoader does without workers, and nothing beside it."""
+
+    dataset: Dataset[Any]
+    stream: Iterable[Any]
+    pin_memory: bool
+
+    def __iter__(self) -> Iterator[Any]:
+        for request in self.stream:
+            item = self.dataset[request]
+            yield item.pin_memory() if self.pin_memory else item
 
 
 def make_loader(
@@ -144,6 +158,8 @@ def make_loader(
         pin_memory: copy batches into page-locked memory, for faster transfer to a GPU.
         start_method: "fork", "spawn" or "forkserver"; None takes the platform's own.
     """
+    if workers == 0:
+        return Loader(_InThisProcess(dataset, stream, pin_memory))
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         sampler=stream,
@@ -151,8 +167,8 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_use_one_thread,
-        persistent_workers=workers > 0,
-        multiprocessing_context=start_method if workers else None,
+        persistent_workers=True,
+        multiprocessing_context=start_method,
         generator=torch.Generator(),  # else starting an iteration would draw from the global generator
     )
     return Loader(loader)

@@ -21,6 +21,7 @@ TEXT_LENGTH = ROW_LENGTH - 2
 _VOCABULARY = Path(__file__).parent / "clip_vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _PADDING = {"sd1": _END, "sd2": "!"}
+_MOST_REMEMBERED = 4096  # captions; 600 bytes each
 _PROBE_TEXT, _PROBE_IDS = "a photo of a cat", (320, 1125, 539, 320, 2368)
 
 
@@ -57,18 +58,27 @@ class CaptionTokenizer:
         tokenizer = load_tokenizer(family)
         self._core = tokenizer.backend_tokenizer
         self._padding_id = tokenizer.get_vocab()[_PADDING[family]]
+        self._remembered: dict[str, torch.Tensor] = {}
 
     def __call__(self, captions: list[str]) -> torch.LongTensor:
         """Ids of the captions, `(B, 77)` int64. What is beyond 75 tokens is cut off; `count_tokens` tells how much."""
-        rows = []
-        for caption in captions:
-            ids = [BEGIN_ID, *self._encode(caption)[:TEXT_LENGTH], END_ID]
-            rows.append(ids + [self._padding_id] * (ROW_LENGTH - len(ids)))
-        return torch.tensor(rows, dtype=torch.long).view(-1, ROW_LENGTH)  # type: ignore[return-value]
+        rows = [self._row(caption) for caption in captions]
+        return torch.cat(rows) if rows else torch.empty(0, ROW_LENGTH, dtype=torch.long)  # type: ignore[return-value]
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """Text tokens of each caption before any cut, without begin, end and padding."""
         return [len(self._encode(caption)) for caption in captions]
+
+    def _row(self, caption: str) -> torch.Tensor:
+        """The ids of one caption (1, 77), remembered: most captions come again in every epoch."""
+        row = self._remembered.get(caption)
+        if row is None:
+            ids = [BEGIN_ID, *self._encode(caption)[:TEXT_LENGTH], END_ID]
+            row = torch.tensor([ids + [self._padding_id] * (ROW_LENGTH - len(ids))])
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[caption] = row
+        return row
 
     def _encode(self, caption: str) -> list[int]:
         return self._core.encode(caption, add_special_tokens=False).ids

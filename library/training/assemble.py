@@ -56,7 +56,9 @@ def train_network(run: NetworkRun) -> None:
     started_at = time.time()
     hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
     predicts_velocity = run.prediction_type == "v_prediction"
-    base = hashing.submit(base_model_facts, run.identity.path, run.identity.family, predicts_velocity)
+    base = None
+    if accelerator.is_main_process:
+        base = hashing.submit(base_model_facts, run.identity.path, run.identity.family, predicts_velocity)
 
     log.info("loading %s", run.identity.path)
     learner = load_learner(run, accelerator.device)
@@ -71,7 +73,7 @@ def train_network(run: NetworkRun) -> None:
         if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
             trainer.log.drain()
         trainer.log.close()
-    if accelerator.is_main_process:
+    if base is not None:
         finished = _Finished(started_at, time.time(), base.result())
         _save(run, trainer, finished)
         for line in summary(run, trainer, finished.finished_at - started_at):
