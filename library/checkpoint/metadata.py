@@ -48,7 +48,6 @@ class RunFacts:
     finished_at: float
     rates: Mapping[str, float]
     optimizer: str
-    processes: int
     epochs: int
     max_steps: int
     epoch: int

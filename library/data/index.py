@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from library.core.errors import Problem, Problems, UserError
 from library.core.sizes import Size
+from library.core.wording import some_of
 from library.data.captions import caption_files, find_caption
 from library.data.config import DatasetConfig, Description, SubsetConfig
 from library.data.images import IMAGE_EXTENSIONS, examine, list_images
@@ -254,5 +255,4 @@ def _has_caption_file(subset: SubsetConfig, rows: Sequence[_Row]) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-    return ", ".join(names[:_NAMES_TOLD]) + more
+    return some_of(names[:_NAMES_TOLD], len(names))

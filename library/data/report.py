@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from library.core.wording import some_of
 from library.data.config import DatasetConfig
 from library.data.facts import folder_name
 from library.data.index import CaptionSource, ImageIndex
@@ -105,5 +106,4 @@ def _upscale_lines(index: ImageIndex, placements: Placements, rows: np.ndarray) 
 
 
 def _first_names(index: ImageIndex, records: np.ndarray) -> str:
-    more = f" and {len(records) - _NAMES_TOLD} more" if len(records) > _NAMES_TOLD else ""
-    return ", ".join(index.names[int(record)] for record in records[:_NAMES_TOLD]) + more
+    return some_of([index.names[int(record)] for record in records[:_NAMES_TOLD]], len(records))

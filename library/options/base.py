@@ -144,19 +144,13 @@ def _to_size(value: Any) -> Size:
 def text_to_value(text: str, kind: Any) -> Any:
     """Reads a command-line word as the TOML value it stands for, so that `convert` sees one kind of input.
 
-    Raises:
-        ValueError: never; what cannot be read stays text and `convert` complains about it.
+    What cannot be read stays text, and `convert` complains about it.
     """
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind in (int, float):
         try:
-            return int(text)
+            return kind(text)
         except ValueError:
-            pass
-    if kind is float:
-        try:
-            return float(text)
-        except ValueError:
-            pass
+            return text
     return text

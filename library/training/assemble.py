@@ -64,7 +64,7 @@ def train_network(run: NetworkRun) -> None:
     learner = load_learner(run, accelerator.device)
     planner = make_planner(run, accelerator.num_processes)
     plan = plan_run(planner, run.training.max_train_steps, run.training.max_train_epochs)
-    for line in start_report(run, planner, plan, learner.groups, accelerator):
+    for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
         log.info(line)
     trainer = build_trainer(run, accelerator, learner, planner, plan)
     try:
@@ -85,7 +85,7 @@ def train_network(run: NetworkRun) -> None:
 
 @dataclass(frozen=True)
 class Learner:
-    """The models with the network attached, and what of it trains.
+    """The models with the network attached, their tokenizer, and what of the network trains.
 
     Attributes:
         groups: optimizer groups, see `Method.param_groups`.
@@ -94,6 +94,7 @@ class Learner:
     models: StableDiffusion
     method: Network
     network: nn.Module
+    tokenizer: CaptionTokenizer
     groups: list[dict[str, Any]]
 
 
@@ -118,7 +119,7 @@ def load_learner(run: NetworkRun, device: torch.device) -> Learner:
     network.train()
     if run.training.gradient_checkpointing:
         enable_gradient_checkpointing(models, with_text_encoder=method.trains_text_encoder(0))
-    return Learner(models, method, network, method.param_groups())
+    return Learner(models, method, network, CaptionTokenizer(run.identity.family), method.param_groups())
 
 
 def build_trainer(
@@ -133,6 +134,7 @@ def build_trainer(
     )
     optimizer = make_optimizer(run.optimizer, learner.groups)
     scheduler = make_scheduler(run.optimizer.lr_scheduler, optimizer)
+    stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
     prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
     return Trainer(
         accelerator=accelerator,
@@ -140,7 +142,7 @@ def build_trainer(
         optimizer=prepared_optimizer,
         scheduler=scheduler,
         method=learner.method,
-        batches=_make_batches(run, planner, plan, store, accelerator),
+        batches=_make_batches(run, stream, learner.tokenizer, store, accelerator),
         encode_latents=encode_latents,
         watch=_watch(learner.groups, objective),
         log=_open_log(run, plan, accelerator),
@@ -180,13 +182,15 @@ def _workers(run: NetworkRun) -> int:
 
 
 def _make_batches(
-    run: NetworkRun, planner: Planner, plan: RunPlan, store: MemoryLatentStore | None, accelerator: Accelerator
+    run: NetworkRun,
+    stream: RequestStream,
+    tokenizer: CaptionTokenizer,
+    store: MemoryLatentStore | None,
+    accelerator: Accelerator,
 ) -> Loader[Batch]:
-    tokenize = CaptionTokenizer(run.identity.family)
     dataset = TrainingDataset(
-        run.index, run.placements, tokenize, store, run.training.seed, num_timesteps=NUM_TRAIN_TIMESTEPS
+        run.index, run.placements, tokenizer, store, run.training.seed, num_timesteps=NUM_TRAIN_TIMESTEPS
     )
-    stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
     return make_loader(dataset, stream, _workers(run), pin_memory=accelerator.device.type == "cuda")
 
 
@@ -223,7 +227,6 @@ def _save(run: NetworkRun, trainer: Trainer, finished: _Finished) -> None:
         finished_at=finished.finished_at,
         rates={group["name"]: group["lr"] for group in groups},
         optimizer=f"{type(trainer.optimizer.optimizer).__module__}.{type(trainer.optimizer.optimizer).__name__}",
-        processes=plan.processes,
         epochs=plan.epochs,
         max_steps=plan.total_updates,
         epoch=trainer.progress.epoch + 1,

@@ -8,6 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from library.core.device import peak_memory_mib
+from library.core.wording import some_of
+from library.data.index import ImageIndex
 from library.data.planner import Planner
 from library.data.report import describe_dataset
 from library.text.tokenizer import TEXT_LENGTH, CaptionTokenizer
@@ -19,11 +21,16 @@ _NAMES_TOLD = 3
 
 
 def start_report(
-    run: NetworkRun, planner: Planner, plan: RunPlan, groups: Sequence[Mapping[str, Any]], accelerator: Accelerator
+    run: NetworkRun,
+    planner: Planner,
+    plan: RunPlan,
+    tokenizer: CaptionTokenizer,
+    groups: Sequence[Mapping[str, Any]],
+    accelerator: Accelerator,
 ) -> list[str]:
     """Pictures, buckets, steps, what trains at which rate, where files go."""
     lines = [*run.description.notes, *describe_dataset(run.index, run.placements, planner)]
-    lines += _long_caption_lines(run)
+    lines += _long_caption_lines(run.index, tokenizer)
     lines.append(_model_line(run))
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
@@ -53,14 +60,13 @@ def summary(run: NetworkRun, trainer: Trainer, seconds: float) -> list[str]:
     return lines
 
 
-def _long_caption_lines(run: NetworkRun) -> list[str]:
+def _long_caption_lines(index: ImageIndex, tokenizer: CaptionTokenizer) -> list[str]:
     """Captions that the text encoder cannot read to their end."""
-    index = run.index
-    counts = CaptionTokenizer(run.identity.family).count_tokens([index.caption(i) for i in range(len(index))])
+    counts = tokenizer.count_tokens([index.caption(i) for i in range(len(index))])
     long = [index.names[i] for i, count in enumerate(counts) if count > TEXT_LENGTH]
     if not long:
         return []
-    names = ", ".join(long[:_NAMES_TOLD]) + (f" and {len(long) - _NAMES_TOLD} more" if len(long) > _NAMES_TOLD else "")
+    names = some_of(long[:_NAMES_TOLD], len(long))
     return [f"warning: {len(long)} captions are longer than {TEXT_LENGTH} tokens; the rest is not read: {names}"]
 
 

@@ -69,8 +69,13 @@ class ScalarLog:
             self._recent.append(loss)
             self._epoch_losses.append(loss)
             self.first_loss = loss if self.first_loss is None else self.first_loss
-            average = sum(self._recent) / len(self._recent)
-            row = {"loss/current": loss, "loss/average": average, **rates, "grad_norm": grad_norm, "speed": speed}
+            row = {
+                "loss/current": loss,
+                "loss/average": self.average_loss,
+                **rates,
+                "grad_norm": grad_norm,
+                "speed": speed,
+            }
             self._write({"step": step, "epoch": epoch, **row})
         self._waiting.clear()
         self._tensors.clear()
