@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,12 +40,32 @@ _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
 _CHUNK = 1 << 20
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is made when it is written, so that a converted model never stands in memory as a whole.
+
+    `make` returns a tensor of exactly this dtype and shape, on any device.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+
+Writable = torch.Tensor | Deferred
+
+
+def made(tensor: Writable) -> torch.Tensor:
+    """The tensor itself."""
+    return tensor.make() if isinstance(tensor, Deferred) else tensor
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all, re-read and compared by name and shape before it is renamed.
 
     Args:
         path: final name.
-        tensors: any device; saved in their own dtype.
+        tensors: any device; saved in their own dtype, one after the other.
         metadata: texts only; an `sshs_model_hash` or `sshs_legacy_hash` among them is computed here.
 
     Raises:
@@ -58,7 +80,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
             file.write(len(header).to_bytes(8, "little"))
             file.write(header)
             for name in _order(tensors):
-                file.write(_bytes_of(tensors[name]))
+                file.write(_bytes_of(made(tensors[name]), tensors[name]))
         if MODEL_HASH_KEY in metadata or LEGACY_HASH_KEY in metadata:
             _fill_in_hashes(temporary, header)
 
@@ -97,19 +119,19 @@ def legacy_hash(path: Path) -> str:
         return hashlib.sha256(file.read(_LEGACY_LENGTH)).hexdigest()[:8]
 
 
-def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+def _order(tensors: Mapping[str, Writable]) -> list[str]:
     # larger element sizes first, as the reference writer does, so that every tensor stays aligned
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in _order(tensors):
         tensor = tensors[name]
         if tensor.dtype not in _DTYPE_NAMES:
             raise ValueError(f"{name}: {tensor.dtype} cannot be stored in a safetensors file")
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
         entries[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -120,7 +142,9 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     return text + b" " * (-len(text) % 8)
 
 
-def _bytes_of(tensor: torch.Tensor) -> bytes | memoryview:
+def _bytes_of(tensor: torch.Tensor, promised: Writable) -> bytes | memoryview:
+    if tensor.dtype != promised.dtype or tuple(tensor.shape) != tuple(promised.shape):
+        raise ValueError(f"{tensor.dtype} {tuple(tensor.shape)} instead of {promised.dtype} {tuple(promised.shape)}")
     flat = tensor.detach().to("cpu").contiguous().flatten()
     return b"" if flat.numel() == 0 else flat.view(torch.uint8).numpy().data
 

@@ -34,6 +34,15 @@ def share_below_one(value: float) -> str | None:
     return None if 0 <= value < 1 else f"must be at least 0 and below 1, got {value:g}"
 
 
+def one_of(*allowed: int) -> Callable[[Any], str | None]:
+    """A check: the value is one of a few numbers."""
+
+    def check(value: Any) -> str | None:
+        return None if value in allowed else f"must be one of {', '.join(map(str, allowed))}, got {value}"
+
+    return check
+
+
 def multiple_of(step: int) -> Callable[[Any], str | None]:
     """A check: a positive whole number divisible by `step`."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from library.options.base import OptionGroup, option
 from library.options.checks import above, at_least, file_stem
+from library.options.saving import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class OutputOptions(OptionGroup):
     save_precision: str | None = option(
         None,
         "precision of the saved weights; default: that of the training (float, or that of --mixed_precision)",
-        choices=("float", "fp16", "bf16"),
+        choices=PRECISIONS,
     )
     training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")
     logging_dir: str | None = option(
