@@ -37,14 +37,15 @@ from library.options.data import DataOptions, default_worker_count
 from library.options.parse import build_parser, parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import CaptionTokenizer, tokenizer_files
-from library.training.preflight import check_network_run
+from library.training.preflight import check_full_model_run, check_network_run
 from library.training.progress import plan_run
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-GUIDES = [ROOT / "README.md", DOCS / "train_network.md", DOCS / "dataset.md"]
+GUIDES = [ROOT / "README.md", DOCS / "train_network.md", DOCS / "dataset.md", DOCS / "models.md"]
+CHECKS = {"train_network.py": check_network_run, "train_db.py": check_full_model_run}
 DESIGN_PAGE = DOCS / "architecture.md"  # draws the finished house and speaks of options to come
 
 GROUPS = {
@@ -198,12 +199,12 @@ def for_this_machine(text: str) -> str:
     return text if torch.cuda.is_available() else text.replace("fp16", "bf16")
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words after `train_network.py` of every command in the page's code; back-slashes as Linux writes them."""
+def commands(page: Path, name: str = "train_network.py") -> list[list[str]]:
+    """The words after a script's name of every command in the page's code; back-slashes as Linux writes them."""
     found = []
     for _, body in FENCE.findall(read(page)):
         for line in body.replace("\\\n", " ").splitlines():
-            launcher, script, words = line.strip().partition("train_network.py ")
+            launcher, script, words = line.strip().partition(f"{name} ")
             if script and re.match(r"(\.venv\S+|python|accelerate|torchrun)( |$)", launcher):
                 found.append(shlex.split(for_this_machine(words.replace("\\", "/"))))
     return found
@@ -228,14 +229,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_commands_pass_every_check(world: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> None:
     monkeypatch.chdir(world)
-    script = SCRIPTS["train_network.py"]
-    found = commands(page)
+    found = [(name, words) for name in CHECKS for words in commands(page, name)]
     assert found
-    for words in found:
-        options = parse_options("train_network.py", script.description, script.groups, words)
+    for name, words in found:
+        script = SCRIPTS[name]
+        options = parse_options(name, script.description, script.groups, words)
         if not options.of(ConfigOptions).output_config:
-            run = check_network_run(options)
-            assert len(run.index) == 2 and run.files.network.suffix == ".safetensors"
+            run = CHECKS[name](options)
+            assert len(run.index) == 2 and run.files.result.suffix == ".safetensors"
         else:
             train_network.main(words)
             assert tomllib.loads(read(Path("saved.toml")))["DataOptions"]["resolution"] == [512, 512]
@@ -389,14 +390,15 @@ def test_defaults_in_the_guide_are_those_of_the_options() -> None:
         item.name: item for script in SCRIPTS.values() for group in script.groups for item in option_fields(group)
     }
     values = {"none": (None, ()), "off": (False,)}
-    rows = table_rows(DOCS / "train_network.md", "Option") + table_rows(DOCS / "dataset.md", "Option")
+    pages = ("train_network.md", "dataset.md", "models.md", "captions.md")
+    rows = [row for page in pages for row in table_rows(DOCS / page, "Option")]
     for names, told, *_ in rows:
         for name in re.findall(r"`--(\w+)`", names):
             default = default_of(fields[name])
             if told.startswith("that of"):
                 assert default is None, name
             else:
-                assert default in values.get(told, ()) or (told not in values and float(told) == default), name
+                assert default in values.get(told, ()) or told == str(default) or float(told) == default, name
 
 
 def test_loader_processes_are_counted_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,9 @@ from library.optim.optimizers import make_optimizer
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import Learner, build_trainer, load_learner, make_planner
-from library.training.preflight import NetworkRun, check_network_run
+from library.training.preflight import check_network_run
 from library.training.progress import plan_run
+from library.training.run import NetworkRun
 from library.training.runtime import start_runtime
 from library.training.trainer import Trainer
 
@@ -86,6 +87,7 @@ class Settings:
             *("--resolution", str(self.resolution), "--train_batch_size", str(self.batch_size), "--cache_latents"),
             *("--max_data_loader_n_workers", str(self.workers), "--max_train_steps", str(updates)),
             *("--output_dir", str(out), "--overwrite"),
+            *(("--v2",) if self.model == "sd2" else ()),
         ]
 
 
@@ -196,7 +198,7 @@ def _checked(words: Sequence[str]) -> NetworkRun:
 
 def _trainer(run: NetworkRun, accelerator: Accelerator, learner: Learner) -> Trainer:
     planner = make_planner(run, accelerator.num_processes)
-    plan = plan_run(planner, run.training.max_train_steps, run.training.max_train_epochs)
+    plan = plan_run(planner, run.options.training.max_train_steps, run.options.training.max_train_epochs)
     return build_trainer(run, accelerator, replace(learner, groups=learner.method.param_groups()), planner, plan)
 
 
@@ -240,7 +242,13 @@ class _Floor:
 
     def _step(self, batch: Batch) -> None:
         loss = self.objective(
-            batch.latents, batch.noise, batch.timesteps, batch.input_ids, batch.loss_weights, self.trains_text_encoder
+            batch.latents,
+            batch.noise,
+            batch.timesteps,
+            batch.input_ids,
+            batch.token_weights,
+            batch.loss_weights,
+            self.trains_text_encoder,
         )
         loss.backward()
         self.optimizer.step()
@@ -301,7 +309,7 @@ def _time_rounds(settings: Settings, run: NetworkRun, learner: Learner, accelera
     clock = _clock(accelerator.device)
     floor = _Floor(
         trainer.objective,
-        make_optimizer(run.optimizer, learner.method.param_groups()),
+        make_optimizer(run.options.optimizer, learner.method.param_groups()),
         learner.method.trains_text_encoder(0),
         clock,
     )

@@ -27,7 +27,8 @@ def main() -> None:
 
     model = make_tiny_model(arguments.kind, arguments.seed)
     if arguments.out.suffix.lower() in SINGLE_FILE_SUFFIXES:
-        save_single_file(model, arguments.out, {"format": "pt"})
+        told = "v" if model.prediction_type == "v_prediction" else "epsilon"
+        save_single_file(model, arguments.out, {"format": "pt", "modelspec.prediction_type": told})
     else:
         save_diffusers(model, arguments.out, tokenizer_files(model.family))
     print(arguments.out)

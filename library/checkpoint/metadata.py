@@ -16,9 +16,13 @@ from library.core.sizes import Size
 from library.core.tensor_files import file_hash, legacy_hash
 from library.options.data import DataOptions
 from library.options.network import NetworkOptions
+from library.options.text import TextOptions
 from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
 
 SPEC_VERSION = "1.0.1"
+# what stands behind the architecture's name, and whose code reads the file's tensor names
+LORA_KIND, CHECKPOINT_KIND = "/lora", ""
+_IMPLEMENTATIONS = {LORA_KIND: "diffusers", CHECKPOINT_KIND: "https://github.com/Stability-AI/generative-models"}
 # (family, predicts v) to the names that Web UI, ComfyUI and model sites know
 _ARCHITECTURES = {
     ("sd1", False): ("stable-diffusion-v1", "sd_v1"),
@@ -29,14 +33,22 @@ _ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class BaseModelFacts:
-    """The base model, as its file tells."""
+class FileFacts:
+    """A file by its name and the two hashes that the Web UI knows; a folder has no hash."""
 
-    family: str
-    predicts_velocity: bool
     name: str
     legacy_hash: str | None
     hash: str | None
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """The base model, as its files tell; `vae` is the one that took the place of its own."""
+
+    family: str
+    predicts_velocity: bool
+    file: FileFacts
+    vae: FileFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,10 @@ class RunFacts:
     step: int
 
 
-def base_model_facts(path: Path, family: str, predicts_velocity: bool) -> BaseModelFacts:
-    """Facts of the base model; a Diffusers folder has a name but no hash."""
+def file_facts(name: str, path: Path) -> FileFacts:
+    """Facts of a model or VAE called `name`; the whole file is read for its hash."""
     hashes = (legacy_hash(path), file_hash(path)) if path.is_file() else (None, None)
-    return BaseModelFacts(family, predicts_velocity, path.name, *hashes)
+    return FileFacts(name, *hashes)
 
 
 def text_values(values: Mapping[str, Any]) -> dict[str, str]:
@@ -76,15 +88,28 @@ def model_values(model: BaseModelFacts) -> dict[str, Any]:
     return {
         "ss_v2": model.family == "sd2",
         "ss_base_model_version": _ARCHITECTURES[model.family, model.predicts_velocity][1],
-        "ss_sd_model_name": model.name,
-        "ss_sd_model_hash": model.legacy_hash,
-        "ss_new_sd_model_hash": model.hash,
-        "ss_vae_name": None,
-        "ss_vae_hash": None,
-        "ss_new_vae_hash": None,
-        "ss_clip_skip": None,
-        "ss_max_token_length": None,
+        "ss_sd_model_name": model.file.name,
+        "ss_sd_model_hash": model.file.legacy_hash,
+        "ss_new_sd_model_hash": model.file.hash,
+        **vae_values(model.vae),
     }
+
+
+def vae_values(vae: FileFacts | None) -> dict[str, Any]:
+    """`ss_*` keys about a VAE that took the place of the model's own."""
+    return {
+        "ss_vae_name": vae.name if vae else None,
+        "ss_vae_hash": vae.legacy_hash if vae else None,
+        "ss_new_vae_hash": vae.hash if vae else None,
+    }
+
+
+def caption_values(text: TextOptions) -> dict[str, Any]:
+    """Metadata about how captions became text states."""
+    values: dict[str, Any] = {"ss_clip_skip": text.clip_skip, "ss_max_token_length": text.max_token_length}
+    if text.clip_skip is not None:
+        values["modelspec.encoder_layer"] = text.clip_skip
+    return values
 
 
 def run_values(run: RunFacts) -> dict[str, Any]:
@@ -152,26 +177,31 @@ def data_values(data: DataOptions) -> dict[str, Any]:
     return {
         "ss_cache_latents": data.cache_latents,
         "ss_prior_loss_weight": data.prior_loss_weight,
-        "ss_caption_dropout_rate": 0.0,
-        "ss_caption_tag_dropout_rate": 0.0,
         "ss_color_aug": False,
         "ss_flip_aug": False,
         "ss_random_crop": False,
-        "ss_shuffle_caption": False,
-        "ss_keep_tokens": 0,
     }
 
 
-def modelspec_values(model: BaseModelFacts, title: str, resolution: Size, saved_at: float) -> dict[str, Any]:
-    """Stability's model specification for a LoRA on `model`."""
+def modelspec_values(
+    model: BaseModelFacts, kind: str, title: str, resolution: Size, saved_at: float | None
+) -> dict[str, Any]:
+    """Stability's model specification.
+
+    Args:
+        kind: what the file holds: `LORA_KIND` or `CHECKPOINT_KIND`.
+        resolution: pixels of the training pictures.
+        saved_at: seconds since 1970; None leaves the date out, so that the same input gives the same bytes.
+    """
     architecture, _ = _ARCHITECTURES[model.family, model.predicts_velocity]
-    values: dict[str, Any] = {
+    values = {
         "modelspec.sai_model_spec": SPEC_VERSION,
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers",
+        "modelspec.architecture": architecture + kind,
+        "modelspec.implementation": _IMPLEMENTATIONS[kind],
         "modelspec.title": title,
-        "modelspec.date": datetime.fromtimestamp(int(saved_at), tz=UTC).isoformat().replace("+00:00", ""),
         "modelspec.resolution": str(resolution),
         "modelspec.prediction_type": "v" if model.predicts_velocity else "epsilon",
     }
+    if saved_at is not None:
+        values["modelspec.date"] = datetime.fromtimestamp(int(saved_at), tz=UTC).isoformat().replace("+00:00", "")
     return values

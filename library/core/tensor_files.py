@@ -60,6 +60,16 @@ def made(tensor: Writable) -> torch.Tensor:
     return tensor.make() if isinstance(tensor, Deferred) else tensor
 
 
+def bytes_of(name: str, tensor: Writable) -> bytes | memoryview:
+    """The tensor's numbers as a file holds them; ValueError if a deferred one is not what it said it would be."""
+    values = made(tensor)
+    if values.dtype != tensor.dtype or tuple(values.shape) != tuple(tensor.shape):
+        found, promised = f"{values.dtype} {tuple(values.shape)}", f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name}: {found} instead of {promised}")
+    flat = values.detach().to("cpu").contiguous().flatten()
+    return b"" if flat.numel() == 0 else flat.view(torch.uint8).numpy().data
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all, re-read and compared by name and shape before it is renamed.
 
@@ -80,7 +90,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Map
             file.write(len(header).to_bytes(8, "little"))
             file.write(header)
             for name in _order(tensors):
-                file.write(_bytes_of(made(tensors[name]), tensors[name]))
+                file.write(bytes_of(name, tensors[name]))
         if MODEL_HASH_KEY in metadata or LEGACY_HASH_KEY in metadata:
             _fill_in_hashes(temporary, header)
 
@@ -140,13 +150,6 @@ def _header(tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> byt
         offset = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     return text + b" " * (-len(text) % 8)
-
-
-def _bytes_of(tensor: torch.Tensor, promised: Writable) -> bytes | memoryview:
-    if tensor.dtype != promised.dtype or tuple(tensor.shape) != tuple(promised.shape):
-        raise ValueError(f"{tensor.dtype} {tuple(tensor.shape)} instead of {promised.dtype} {tuple(promised.shape)}")
-    flat = tensor.detach().to("cpu").contiguous().flatten()
-    return b"" if flat.numel() == 0 else flat.view(torch.uint8).numpy().data
 
 
 def _fill_in_hashes(path: Path, header: bytes) -> None:

@@ -40,7 +40,8 @@ class Batch(SentByValue):
     latents: Tensor | None  # (B, 4, h, w) float32, unscaled
     pixels: Tensor | None  # (B, 3, H, W) float32, -1 to 1
     latent_noise: Tensor | None  # (B, 4, h, w) float32, standard normal
-    input_ids: Tensor  # (B, 77) int64
+    input_ids: Tensor  # (B, n, L) int64: captions in n chunks
+    token_weights: Tensor | None  # (B, n, L) float32; None where captions are read without weights
     noise: Tensor  # (B, 4, h, w) float32, standard normal
     timesteps: Tensor  # (B,) int64
     loss_weights: Tensor  # (B,) float32

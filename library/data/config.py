@@ -11,6 +11,7 @@ from library.core.errors import Problems
 from library.core.sizes import Size
 from library.core.toml_files import read_toml
 from library.data.buckets import BucketLimits
+from library.data.caption_changes import CaptionChanges
 from library.data.captions import DEFAULT_CAPTION_EXTENSIONS
 from library.data.folders import subset_tables
 from library.data.schema import DatasetTables, Structure, Table, Where, caption_ending, read_structure
@@ -21,6 +22,7 @@ _PLAIN_STEP = 64  # without bucketing; every layer of the U-Net halves such size
 _FLAG_OF_KEY = {"batch_size": "train_batch_size"}  # every other key is named like its flag
 _BUCKET_SIZE_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
 _SHAPE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *_BUCKET_SIZE_KEYS})
+_TAG_CHANGE_KEYS = ("shuffle_caption", "caption_tag_dropout_rate")  # what keep_tokens protects from
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SubsetConfig:
     is_reg: bool
     caption_extensions: tuple[str, ...]
     allow_missing_captions: bool
+    caption_changes: CaptionChanges
     caption_extension_from: str | None = None
 
 
@@ -89,6 +92,7 @@ def read_description(options: DataOptions, problems: Problems) -> Description:
         return Description((), tuple(notes))
     structure = read_structure(content, where, problems)
     datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
+    _check_kept_tags(structure, options, problems)
     return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
 
 
@@ -172,8 +176,34 @@ def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConf
         is_reg=look_up("is_reg", tables, options).value,
         caption_extensions=(ending.value,) if ending.value else DEFAULT_CAPTION_EXTENSIONS,
         allow_missing_captions=look_up("allow_missing_captions", tables, options).value,
+        caption_changes=CaptionChanges(
+            shuffle=look_up("shuffle_caption", tables, options).value,
+            keep_tokens=look_up("keep_tokens", tables, options).value,
+            tag_dropout_rate=look_up("caption_tag_dropout_rate", tables, options).value,
+            dropout_rate=look_up("caption_dropout_rate", tables, options).value,
+        ),
         caption_extension_from=ending.place,
     )
+
+
+def _check_kept_tags(structure: Structure, options: DataOptions, problems: Problems) -> None:
+    """Complains about a keep_tokens that protects tags in none of the folders it counts for.
+
+    One given for several folders may be without effect in some, as regularisation pictures rarely have tags.
+    """
+    if structure.bad_keys & {"keep_tokens", *_TAG_CHANGE_KEYS}:
+        return
+    protects: dict[str, bool] = {}
+    for dataset in structure.datasets:
+        for subset in dataset.subsets:
+            tables = (subset, dataset.table, structure.general)
+            kept = look_up("keep_tokens", tables, options)
+            if kept.value and kept.place:
+                changes = any(look_up(key, tables, options).value for key in _TAG_CHANGE_KEYS)
+                protects[kept.place] = protects.get(kept.place, False) or changes
+    for place in (place for place, has_effect in protects.items() if not has_effect):
+        what = "keep_tokens has no effect: tags are neither shuffled nor dropped"
+        problems.add(what, place, "switch shuffle_caption on, give caption_tag_dropout_rate, or remove it")
 
 
 def _build_bucketing(found: dict[str, Value], name: str, problems: Problems, notes: list[str]) -> BucketLimits | None:

@@ -15,12 +15,14 @@ from library.core.errors import Problem, UserError
 from library.core.randomness import NO_EPOCH, generator
 from library.core.sizes import Size
 from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT, Batch
+from library.data.caption_changes import change_caption
 from library.data.images import load_pixels, to_tensor
 from library.data.index import ImageIndex
 from library.data.placement import Placements
 from library.data.planner import BatchRequest
 
-Tokenize = Callable[[list[str]], Tensor]  # captions -> (B, 77) int64
+# captions -> token ids (B, n, L) int64 in n chunks, and their weights (B, n, L) float32 or None
+Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 ItemT = TypeVar("ItemT")
 
 
@@ -37,7 +39,7 @@ class TrainingDataset(Dataset[Batch]):
     Args:
         index: all pictures.
         placements: their buckets and crops.
-        tokenize: turns captions into token ids; must be picklable for workers started by spawn.
+        tokenize: turns captions into token ids and their weights; must be picklable for workers started by spawn.
         store: the encoded pictures, or None to read the files each time.
         seed: the run's seed.
         num_timesteps: length of the noise schedule.
@@ -76,11 +78,15 @@ class TrainingDataset(Dataset[Batch]):
             )
         keys = [f"{self._index.key(r)}#{n}" for r, n in zip(records, request.repeats, strict=True)]
         size = self._placements.bucket_size(records[0])
+        input_ids, token_weights = self._tokenize(
+            [self._draw_caption(request.epoch, r, key) for r, key in zip(records, keys, strict=True)]
+        )
         return Batch(
             latents=latents,
             pixels=pixels,
             latent_noise=latent_noise,
-            input_ids=self._tokenize([self._index.caption(record) for record in records]),
+            input_ids=input_ids,
+            token_weights=token_weights,
             noise=torch.stack([_normal(generator(self._seed, request.epoch, key, "noise"), size) for key in keys]),
             timesteps=torch.tensor([self._draw_timestep(request.epoch, key) for key in keys], dtype=torch.int64),
             loss_weights=torch.from_numpy(self._index.loss_weight[records]),
@@ -91,6 +97,10 @@ class TrainingDataset(Dataset[Batch]):
             closes_update=request.closes_update,
             loss_scale=request.loss_scale,
         )
+
+    def _draw_caption(self, epoch: int, record: int, key: str) -> str:
+        changes = self._index.folders[int(self._index.subset[record])].caption_changes
+        return change_caption(self._index.caption(record), changes, generator(self._seed, epoch, key, "caption"))
 
     def _draw_timestep(self, epoch: int, key: str) -> int:
         return int(generator(self._seed, epoch, key, "timestep").integers(0, self._num_timesteps))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from library.core.log import get_logger
+from library.data.caption_changes import split_tags
 from library.data.config import SubsetConfig
 from library.data.index import ImageIndex
 from library.data.placement import Placements
@@ -31,8 +32,7 @@ def tag_frequency(index: ImageIndex) -> dict[str, dict[str, int]]:
     counters: dict[str, Counter[str]] = {folder_name(subset): Counter() for subset in index.folders}
     names = [folder_name(subset) for subset in index.folders]
     for record in range(len(index)):
-        tags = (tag.strip().lower() for tag in index.caption(record).split(","))
-        counters[names[index.subset[record]]].update(tag for tag in tags if tag)
+        counters[names[index.subset[record]]].update(split_tags(index.caption(record).lower()))
     for name, counter in counters.items():
         if len(counter) > MAX_TAGS_PER_FOLDER:
             _log.info(

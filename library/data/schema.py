@@ -17,7 +17,7 @@ import voluptuous as vol
 from library.core.errors import Problems, nearest_name
 from library.core.sizes import Size
 from library.options.base import convert
-from library.options.checks import at_least, multiple_of
+from library.options.checks import at_least, multiple_of, share
 
 Where = Callable[[str, int], str]  # key and how often it stood before -> file and line, or flag
 
@@ -68,6 +68,10 @@ _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
         "is_reg": _Key(bool, "true"),
         "caption_extension": _Key(str, "'.txt'", caption_ending),
         "allow_missing_captions": _Key(bool, "true"),
+        "shuffle_caption": _Key(bool, "true"),
+        "keep_tokens": _Key(int, "1", at_least(0)),
+        "caption_tag_dropout_rate": _Key(float, "0.1", share),
+        "caption_dropout_rate": _Key(float, "0.05", share),
     }
 )
 _SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType({"image_dir": _Key(str, "'pictures/dog'"), **_SHARED_SUBSET_KEYS})

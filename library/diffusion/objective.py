@@ -11,7 +11,7 @@ from torch import nn
 from library.diffusion.loss import weighted_mse
 from library.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, velocity
 
-EncodeTokens = Callable[[Any, torch.Tensor], torch.Tensor]
+EncodeTokens = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class Objective(nn.Module):
@@ -20,7 +20,7 @@ class Objective(nn.Module):
     Args:
         unet: predicts from (noisy latents, timesteps, encoder_hidden_states); returns an object with `.sample`.
         text_encoder: the caption's encoder.
-        encode_tokens: (text_encoder, input_ids) to encoder_hidden_states (B, L, D).
+        encode_tokens: (text_encoder, input_ids, token_weights) to encoder_hidden_states (B, L, D).
         trained: further modules that train (a LoRA network), held so that their parameters belong to the objective.
         prediction_type: "epsilon" or "v_prediction".
         scaling_factor: what latents are multiplied by before they are diffused; applied here and nowhere else.
@@ -52,6 +52,7 @@ class Objective(nn.Module):
         noise: torch.Tensor,
         timesteps: torch.Tensor,
         input_ids: torch.Tensor,
+        token_weights: torch.Tensor | None,
         loss_weights: torch.Tensor,
         train_text_encoder: bool,
     ) -> torch.Tensor:
@@ -61,7 +62,8 @@ class Objective(nn.Module):
             latents: unscaled latents (B, 4, h, w).
             noise: standard normal, same shape.
             timesteps: diffusion times (B,), whole numbers below 1000.
-            input_ids: caption tokens (B, L).
+            input_ids: caption tokens in n chunks (B, n, 77).
+            token_weights: what each token's text state is multiplied by, same shape; None for captions without weights.
             loss_weights: (B,).
             train_text_encoder: whether gradients flow into the text encoder at this step.
 
@@ -74,7 +76,7 @@ class Objective(nn.Module):
         target = velocity(latents, noise, alphas) if self.predicts_velocity else noise
 
         with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
-            encoder_hidden_states = self._encode_tokens(self.text_encoder, input_ids)
+            encoder_hidden_states = self._encode_tokens(self.text_encoder, input_ids, token_weights)
         weight_dtype = next(self.unet.parameters()).dtype
         prediction = self.unet(noisy_latents.to(weight_dtype), timesteps, encoder_hidden_states.to(weight_dtype)).sample
         return weighted_mse(prediction, target, loss_weights)

@@ -70,14 +70,21 @@ def check_network_options(options: NetworkOptions) -> None:
 class Network:
     """The method of train_network.py."""
 
-    def __init__(self, options: NetworkOptions, learning_rate: float, seed: int) -> None:
+    def __init__(
+        self, options: NetworkOptions, learning_rate: float, seed: int, unused_text_layers: Sequence[int] = ()
+    ) -> None:
         """
+        Args:
+            unused_text_layers: layers of the text encoder that no result depends on (clip skip). What the network has
+                for them is kept, as readers expect, but does not train.
+
         Raises:
             UserError: when the module or its arguments cannot be used; no model is needed to find out.
         """
         self._options = options
         self._learning_rate = learning_rate
         self._seed = seed
+        self._unused_text_layers = tuple(unused_text_layers)
         self._module = import_network_module(options.network_module)
         self._arguments = parse_network_args(options.network_args)
         self._network: Any = None
@@ -127,10 +134,19 @@ class Network:
         if not groups:
             raise UserError.of("the network has nothing to train", "--network_module", "check the --network_… options")
         wanted = [group.get("name") or (names[i] if i < len(names) else f"group{i}") for i, group in enumerate(groups)]
+        idle = self._without_effect()
         return [
-            {"lr": self._learning_rate, **group, "params": list(group["params"]), "name": name}
+            {"lr": self._learning_rate, **group, "params": [p for p in group["params"] if p not in idle], "name": name}
             for group, name in zip(groups, _distinct(wanted), strict=True)
         ]
+
+    def _without_effect(self) -> set[nn.Parameter]:
+        """Weights of the layers behind the one that clip skip takes; frozen, or engines would wait for gradients."""
+        marks = [f"encoder_layers_{layer}_" for layer in self._unused_text_layers]
+        idle = {p for name, p in self._network.named_parameters() if any(mark in name for mark in marks)}
+        for parameter in idle:
+            parameter.requires_grad_(False)
+        return idle
 
     def trains_text_encoder(self, step: int) -> bool:
         """The whole run or never."""

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from library.core.tensor_files import Writable
+import torch
+
+from library.core.tensor_files import Deferred, Writable, made
+from library.models.convert import text_encoder, unet, vae
+from library.models.identify import ModelIdentity
+from library.models.weights import WeightsFile, open_weights
+
+# at the root of a Diffusers folder of ours; other programs pass it over
+EXTRAS_FILE = "single_file_extras.safetensors"
+_EMA_PREFIX = "model_ema."
+_CONVERTERS = (unet.to_diffusers, vae.to_diffusers, text_encoder.to_transformers)
 
 
 @dataclass(frozen=True)
@@ -18,3 +28,43 @@ class ModelExtras:
 
     tensors: Mapping[str, Writable] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def loaded(self) -> ModelExtras:
+        """The same with every tensor in memory, independent of the file from now on."""
+        return replace(self, tensors={name: made(tensor) for name, tensor in self.tensors.items()})
+
+    def without_ema(self) -> ModelExtras:
+        """The same without the running average of the U-Net (`model_ema.*`).
+
+        It belongs to the weights of before a training: beside trained ones it would be that of another model.
+        """
+        kept = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(_EMA_PREFIX)}
+        return replace(self, tensors=kept)
+
+
+def read_extras(identity: ModelIdentity) -> ModelExtras:
+    """The extras of a model: of a single file, or of the file that keeps them in a Diffusers folder.
+
+    Tensors are read from the file when they are written.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if identity.layout == "single_file":
+        file = open_weights(identity.path)
+        names = [name for name, shape in file.shapes.items() if not _is_used(name, shape)]
+        return ModelExtras({name: _deferred(file, name) for name in names}, dict(file.metadata))
+    path = identity.path / EXTRAS_FILE
+    if not path.is_file():
+        return ModelExtras()
+    file = open_weights(path)
+    return ModelExtras({name: _deferred(file, name) for name in file.shapes}, dict(file.metadata))
+
+
+def _is_used(name: str, shape: tuple[int, ...]) -> bool:
+    tensor = torch.empty(shape, device="meta")
+    return any(convert(name, tensor) for convert in _CONVERTERS)
+
+
+def _deferred(file: WeightsFile, name: str) -> Deferred:
+    return Deferred(file.dtypes[name], tuple(file.shapes[name]), lambda: file.read(name))

@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import yaml
+
 from library.core.errors import UserError
-from library.models.convert import text_encoder, unet, vae
-from library.models.topology import LATENT_CHANNELS, Shape
-from library.models.weights import SAFETENSORS_SUFFIX, open_weights
+from library.models import recognise as kinds
+from library.models.forms import form_of_path, yaml_beside
+from library.models.recognise import Recognised, recognise, special_unet
+from library.models.topology import LATENT_CHANNELS
+from library.models.weights import PICKLED_SUFFIXES, SAFETENSORS_SUFFIX, WeightsFile, open_weights
+from library.options.saving import CKPT, DIFFUSERS, DIFFUSERS_SAFETENSORS, SAFETENSORS
 
+# A model ends in one of the first two; the others are opened to say what they hold, and taken if that is a model.
 SINGLE_FILE_SUFFIXES = (SAFETENSORS_SUFFIX, ".ckpt")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+_READABLE_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES)
+EPSILON, V_PREDICTION = PREDICTION_TYPES = ("epsilon", "v_prediction")
 
-_SDXL_PREFIX = "conditioner.embedders."
-_LORA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_EMBEDDING_NAMES = ("emb_params", "string_to_param", "string_to_token")
+_MODEL_INDEX = "model_index.json"
 _COMPONENTS = ("unet", "vae", "text_encoder")
+_UNET_CLASS = "UNet2DConditionModel"
+_V_MARK = "v_pred"  # a tensor by which v-prediction models are marked since NovelAI's SDXL model and its descendants
+_METADATA_TYPES = MappingProxyType(
+    {
+        "modelspec.prediction_type": {"epsilon": EPSILON, "v": V_PREDICTION, "v_prediction": V_PREDICTION},
+        "ss_base_model_version": {"sd_v2_512": EPSILON, "sd_v2_768_v": V_PREDICTION},
+        "ss_v_parameterization": {"False": EPSILON, "True": V_PREDICTION},
+    }
+)
+_YAML_TYPES = MappingProxyType({None: EPSILON, "eps": EPSILON, "v": V_PREDICTION})  # None: ldm's own default
+
 _GIVE_FULL_MODEL = "give a full Stable Diffusion 1.x or 2.x model: a .safetensors or .ckpt file or a Diffusers folder"
+_GIVE_BASE_MODEL = "give the base model that it was made for"
+_GIVE_TEXT_TO_IMAGE = "give a text-to-image model"
+_GIVE_WHOLE_FOLDER = "give the whole Diffusers model: the folder that holds model_index.json"
+_COPY_FOLDER = "copy the whole folder again"
+# What is wrong with each kind that is no model for training, with the words of `Recognised.detail`, and the mend.
+_REFUSALS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        kinds.INPAINTING: ("this is {detail}", _GIVE_TEXT_TO_IMAGE),
+        kinds.SPECIAL: ("this is {detail}", _GIVE_TEXT_TO_IMAGE),
+        kinds.SDXL: ("this is an SDXL model: not supported yet", _GIVE_FULL_MODEL),
+        kinds.SD3_OR_FLUX: ("this is {detail}: not supported", _GIVE_FULL_MODEL),
+        kinds.LORA: (
+            "this is {detail}, not a full model",
+            "give the base model here and the LoRA as --network_weights",
+        ),
+        kinds.EMBEDDING: ("this is {detail}, not a full model", _GIVE_BASE_MODEL),
+        kinds.HYPERNETWORK: ("this is {detail}, not a full model", _GIVE_BASE_MODEL),
+        kinds.VAE: ("this is {detail}, not a full model", "give a full model here and the VAE as --vae"),
+        kinds.UNET: ("this is {detail}, not a full model", _GIVE_WHOLE_FOLDER),
+        kinds.TEXT_ENCODER: ("this is {detail}, not a full model", _GIVE_WHOLE_FOLDER),
+        kinds.CONTROLNET: ("this is {detail}, not a model to train", _GIVE_BASE_MODEL),
+        kinds.PARTIAL: ("holds only part of a model: {detail}", _GIVE_FULL_MODEL),
+        kinds.OPTIMIZER_STATE: ("this is {detail}, not a model", _GIVE_FULL_MODEL),
+        kinds.UNKNOWN: ("not a Stable Diffusion model: {detail}", _GIVE_FULL_MODEL),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -30,17 +73,36 @@ class ModelIdentity:
     Attributes:
         family: "sd1" or "sd2".
         layout: "single_file" or "diffusers".
-        prediction_type: "epsilon", "v_prediction", or None where the files do not tell (SD2 single files).
+        prediction_type: "epsilon", "v_prediction", or None where the files do not tell and there is no custom (SD2).
+        form: one of `SAVE_FORMATS`; by default the one that the path's extension says.
+        told_by: what told the prediction type, in words; None where it is mere custom (SD1), or not known.
+        name: for people and metadata; by default the name of the file or folder.
+        notes: what a person should know about the file, in sentences.
     """
 
     path: Path
     family: str
     layout: str
     prediction_type: str | None
+    form: str = ""
+    told_by: str | None = None
+    name: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field, value in (("form", form_of_path(self.path)), ("name", self.path.absolute().name)):
+            if not getattr(self, field):
+                object.__setattr__(self, field, value)
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    kind: str | None
+    told_by: str | None
 
 
 def identify(path: Path) -> ModelIdentity:
-    """Tells family, layout and, where possible, prediction type of the model at `path`.
+    """Tells family, layout, form and, where possible, prediction type of the model at `path`.
 
     Raises:
         UserError: nothing there, damaged, not a full model, or a model that is not supported.
@@ -48,112 +110,196 @@ def identify(path: Path) -> ModelIdentity:
     if path.is_dir():
         return _identify_folder(path)
     if not path.exists():
-        fix = "check the path; models are read from this machine only, not fetched by their Hub name"
+        fix = "check the path, and that its drive is there"
         raise UserError.of("no such file or folder", str(path), fix)
-    if path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
+    if path.suffix.lower() not in _READABLE_SUFFIXES:
         what = f"a model file ends in {' or '.join(SINGLE_FILE_SUFFIXES)}"
         raise UserError.of(what, str(path), _GIVE_FULL_MODEL)
     return _identify_file(path)
 
 
-def resolve_prediction_type(identity: ModelIdentity, v2: bool, v_parameterization: bool) -> str:
+def resolve_prediction_type(identity: ModelIdentity, v2: bool, v_parameterization: bool | None) -> str:
     """What the U-Net predicts, from the model's own files and the options `--v2` and `--v_parameterization`.
 
-    Where neither tells (SD2 single file, no option) it is "epsilon".
+    Args:
+        v2: the user says that the model is SD2. Alone, where the files do not tell, it means "epsilon", for so the
+            guides of the field write the 2.x base models; 768-v models they write with both options.
+        v_parameterization: the user's word, or None for none.
 
     Raises:
-        UserError: an option contradicts the files.
+        UserError: an option contradicts the files, or neither tells.
     """
     if v2 and identity.family != "sd2":
         fix = f"leave --v2 out, or give a Stable Diffusion 2.x model instead of {identity.path}"
         raise UserError.of("the model is Stable Diffusion 1.x", "--v2", fix)
-    # nothing in an SD1 single file says "epsilon": it is the custom, and v-prediction SD1 models do exist
-    is_written_down = identity.layout == "diffusers" and identity.prediction_type is not None
-    if v_parameterization and is_written_down and identity.prediction_type == "epsilon":
-        where = str(identity.path / "scheduler" / "scheduler_config.json")
-        fix = "leave --v_parameterization out, or correct prediction_type in that file"
-        raise UserError.of("says epsilon, but --v_parameterization is given", where, fix)
-    if v_parameterization:
-        return "v_prediction"
-    return identity.prediction_type or "epsilon"
+    known = identity.prediction_type
+    if v_parameterization is None:
+        if known is None and not v2:
+            raise _undecided(identity)
+        return known or EPSILON
+    asked = V_PREDICTION if v_parameterization else EPSILON
+    # where nothing is written down the user knows better: there are SD1 models that predict v
+    if identity.told_by is not None and known != asked:
+        option = "--v_parameterization" if v_parameterization else "--v_parameterization false"
+        what = f"{identity.told_by} says {known}, but {option} is given"
+        raise UserError.of(what, str(identity.path), "leave the option out, or correct what the model says of itself")
+    return asked
+
+
+def _undecided(identity: ModelIdentity) -> UserError:
+    what = "does it predict noise (2.x base, 512 pixels) or v (768-v)? The file does not tell"
+    fix = "give --v_parameterization for a 768-v model, --v_parameterization false for a base model"
+    return UserError.of(what, str(identity.path), fix)
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
 
 
 def _identify_file(path: Path) -> ModelIdentity:
-    shapes = open_weights(path).shapes
-    family = _family_of_names(path, shapes)
-    absent = [prefix for prefix in (unet.PREFIX, vae.PREFIX) if not _has_prefix(shapes, prefix)]
-    if absent:
-        raise UserError.of(f"holds only part of a model: no {absent[0]}*", str(path), _GIVE_FULL_MODEL)
-    _check_input_channels(path, shapes)
-    return ModelIdentity(path, family, "single_file", "epsilon" if family == "sd1" else None)
+    file = open_weights(path)
+    found = recognise(file.shapes)
+    if found.kind != kinds.MODEL or found.family is None:
+        raise _refusal(found, path)
+    prediction = _file_prediction(file, found.family)
+    form = SAFETENSORS if path.suffix.lower() == SAFETENSORS_SUFFIX else CKPT
+    return ModelIdentity(path, found.family, "single_file", prediction.kind, form, prediction.told_by, notes=file.notes)
 
 
-def _family_of_names(path: Path, names: Iterable[str]) -> str:
-    names = list(names)
-    if _has_prefix(names, _LORA_PREFIXES):
-        fix = "give the base model here and the LoRA as --network_weights"
-        raise UserError.of("this is a LoRA, not a full model", str(path), fix)
-    if _has_prefix(names, _SDXL_PREFIX):
-        raise UserError.of("this is an SDXL model: not supported yet", str(path), _GIVE_FULL_MODEL)
-    if _has_prefix(names, text_encoder.OPENCLIP_PREFIX):
-        return "sd2"
-    if _has_prefix(names, text_encoder.CLIP_PREFIX):
-        return "sd1"
-    if any(name in _EMBEDDING_NAMES for name in names):
-        raise UserError.of("this is a Textual Inversion embedding, not a full model", str(path), _GIVE_FULL_MODEL)
-    if _has_prefix(names, (unet.PREFIX, vae.PREFIX)):
-        raise UserError.of("holds only part of a model: no text encoder", str(path), _GIVE_FULL_MODEL)
-    examples = ", ".join(names[:3]) or "none at all"
-    raise UserError.of(f"not a Stable Diffusion model; its first tensors: {examples}", str(path), _GIVE_FULL_MODEL)
+def _refusal(found: Recognised, path: Path) -> UserError:
+    what, fix = _REFUSALS[found.kind]
+    return UserError.of(what.format(detail=found.detail), str(path), fix)
 
 
-def _has_prefix(names: Iterable[str], prefixes: str | tuple[str, ...]) -> bool:
-    return any(name.startswith(prefixes) for name in names)
+def _file_prediction(file: WeightsFile, family: str) -> _Prediction:
+    if _V_MARK in file.shapes:
+        return _Prediction(V_PREDICTION, f"its tensor {_V_MARK}")
+    for key, types in _METADATA_TYPES.items():
+        if file.metadata.get(key) in types:
+            return _Prediction(types[file.metadata[key]], f"its metadata ({key})")
+    beside = yaml_beside(file.path)
+    said = _yaml_prediction(beside) if beside.is_file() else None
+    if said is not None:
+        return _Prediction(said, f"{beside.name} beside it")
+    return _Prediction(EPSILON if family == "sd1" else None, None)
 
 
-def _check_input_channels(path: Path, shapes: Mapping[str, Shape]) -> None:
-    shape = shapes.get(f"{unet.PREFIX}input_blocks.0.0.weight")
-    if shape is not None and len(shape) == 4:
-        _refuse_special_unet(path, shape[1])
+def _yaml_prediction(path: Path) -> str | None:
+    """What the configuration beside a model says, in the format of `inference_yaml`; None for any other yaml."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        what = f"the configuration beside the model cannot be read: {_first_line(error)}"
+        raise UserError.of(what, str(path), "correct the file, or move it away") from error
+    model = content.get("model") if isinstance(content, dict) else None
+    params = model.get("params") if isinstance(model, dict) else None
+    if not isinstance(params, dict):
+        return None
+    said = params.get("parameterization")
+    if said is not None and (not isinstance(said, str) or said not in _YAML_TYPES):
+        fix = "only eps and v can be trained; correct the file, or move it away"
+        raise UserError.of(f"unknown parameterization {said!r}", str(path), fix)
+    return _YAML_TYPES[said]
 
 
-def _refuse_special_unet(path: Path, channels: int) -> None:
-    if channels != LATENT_CHANNELS:
-        what = f"its U-Net takes {channels} channels instead of {LATENT_CHANNELS} (inpainting, depth or editing model)"
-        raise UserError.of(what, str(path), "give a text-to-image model")
+def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or str(error).splitlines()[0]}{place}"
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def _identify_folder(folder: Path) -> ModelIdentity:
-    if not (folder / "model_index.json").is_file():
-        fix = "give the folder that holds model_index.json, or a model file"
-        raise UserError.of("not a Diffusers model: no model_index.json in the folder", str(folder), fix)
-    index = _read_json(folder / "model_index.json")
-    if "text_encoder_2" in index or "XL" in str(index.get("_class_name")):
-        raise UserError.of("this is an SDXL model: not supported yet", str(folder), _GIVE_FULL_MODEL)
-    if index.get("unet", [None, None])[1] != "UNet2DConditionModel" or "text_encoder" not in index:
-        what = f"a {index.get('_class_name')} is not a Stable Diffusion 1.x or 2.x model"
+    if not (folder / _MODEL_INDEX).is_file():
+        raise _no_model_index(folder)
+    index = _read_json(folder / _MODEL_INDEX)
+    own_class = str(index.get("_class_name"))
+    if "text_encoder_2" in index or "XL" in own_class:
+        raise _refusal(Recognised(kinds.SDXL, "sdxl", own_class), folder)
+    if _class_of(index, "unet") != _UNET_CLASS or _class_of(index, "text_encoder") != "CLIPTextModel":
+        what = f"a {own_class} is not a Stable Diffusion 1.x or 2.x model"
         raise UserError.of(what, str(folder), _GIVE_FULL_MODEL)
     configs = {name: _read_json(folder / name / "config.json") for name in _COMPONENTS}
-    _refuse_special_unet(folder, configs["unet"].get("in_channels", LATENT_CHANNELS))
+    _refuse_special_unet(folder, configs["unet"])
     # the one thing in the U-Net's layout that the families do not share, whatever the widths
     family = "sd2" if configs["unet"].get("use_linear_projection") else "sd1"
-    return ModelIdentity(folder, family, "diffusers", _folder_prediction_type(folder, family))
+    prediction = _folder_prediction(folder, family)
+    return ModelIdentity(folder, family, "diffusers", prediction.kind, _folder_form(folder), prediction.told_by)
 
 
-def _folder_prediction_type(folder: Path, family: str) -> str | None:
+def _no_model_index(folder: Path) -> UserError:
+    """What a folder is that is no Diffusers model."""
+    if folder.suffix.lower() in _READABLE_SUFFIXES:
+        fix = "look inside for the file itself, or rename the folder"
+        return UserError.of("this is a folder, though its name is that of a model file", str(folder), fix)
+    if (folder / "config.json").is_file():
+        return _network_folder(folder, _read_json(folder / "config.json"))
+    if (folder / "unet").is_dir():
+        return UserError.of(
+            "an incomplete Diffusers model: no model_index.json in the folder", str(folder), _COPY_FOLDER
+        )
+    if any(folder.glob("random_states_*.pkl")):
+        what = "this is the saved state of a training run, not a model"
+        return UserError.of(what, str(folder), "give the model that the run started from")
+    files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SINGLE_FILE_SUFFIXES)
+    if files:
+        what = f"the folder is no Diffusers model, but holds {len(files)} model file{'s' if len(files) > 1 else ''}"
+        return UserError.of(what, str(folder), f"give one file, such as {folder / files[0]}")
+    fix = "give the folder that holds model_index.json, or a model file"
+    return UserError.of("not a Diffusers model: no model_index.json in the folder", str(folder), fix)
+
+
+def _network_folder(folder: Path, config: Mapping[str, Any]) -> UserError:
+    """For a folder with the configuration of one network at its root."""
+    architectures = config.get("architectures")
+    own = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else None)
+    parts = {
+        "AutoencoderKL": (kinds.VAE, "a folder with a VAE alone"),
+        _UNET_CLASS: (kinds.UNET, "a folder with a U-Net alone"),
+        "CLIPTextModel": (kinds.TEXT_ENCODER, "a folder with a text encoder alone"),
+        "ControlNetModel": (kinds.CONTROLNET, "a folder with a ControlNet"),
+    }
+    kind, detail = parts.get(
+        str(own), (kinds.UNKNOWN, f"config.json in the folder describes {own or 'something else'}")
+    )
+    return _refusal(Recognised(kind, None, detail), folder)
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    """The class that model_index.json names for a part, as [library, class]."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def _refuse_special_unet(folder: Path, config: Mapping[str, Any]) -> None:
+    channels = config.get("in_channels", LATENT_CHANNELS)
+    if channels != LATENT_CHANNELS:
+        raise _refusal(special_unet(channels, None), folder)
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        detail = "a model whose U-Net wants more than text, such as one that makes variations of a picture"
+        raise _refusal(Recognised(kinds.SPECIAL, None, detail), folder)
+
+
+def _folder_prediction(folder: Path, family: str) -> _Prediction:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        return "epsilon" if family == "sd1" else None
-    prediction_type = _read_json(path).get("prediction_type", "epsilon")  # Diffusers' own default
+        return _Prediction(EPSILON if family == "sd1" else None, None)
+    prediction_type = _read_json(path).get("prediction_type", EPSILON)  # Diffusers' own default
     if prediction_type not in PREDICTION_TYPES:
         fix = f"only {' and '.join(PREDICTION_TYPES)} can be trained"
         raise UserError.of(f"unknown prediction_type {prediction_type!r}", str(path), fix)
-    return prediction_type
+    return _Prediction(prediction_type, path.name)
+
+
+def _folder_form(folder: Path) -> str:
+    suffixes = {path.suffix for path in (folder / "unet").iterdir()}
+    return DIFFUSERS if ".bin" in suffixes and SAFETENSORS_SUFFIX not in suffixes else DIFFUSERS_SAFETENSORS
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError.of("the file is missing from the Diffusers model", str(path), "copy the whole folder again")
+        raise UserError.of("the file is missing from the Diffusers model", str(path), _COPY_FOLDER)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

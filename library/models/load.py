@@ -7,47 +7,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library.core.errors import UserError
+from library.core.errors import Problems, UserError
 from library.models.convert import text_encoder, unet, vae
+from library.models.folder_weights import STEMS, weights_files
 from library.models.identify import ModelIdentity
+from library.models.parts import Convert, Part, check_part, fit, incomplete, plan_part
 from library.models.stable_diffusion import StableDiffusion
 from library.models.topology import Shape, text_config_of, unet_config_of, unet_sample_size, vae_config_of
-from library.models.weights import WeightsFile, open_weights
+from library.models.weights import open_weights
 
-Convert = Callable[[str, Tensor], dict[str, Tensor]]
-Networks = tuple[UNet2DConditionModel, CLIPTextModel, AutoencoderKL]
+Network = TypeVar("Network", bound=nn.Module)
 
-_FOLDER_FILES = {
-    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
-}
 _EXAMPLES = 3
 
 
 def load_stable_diffusion(identity: ModelIdentity, prediction_type: str) -> StableDiffusion:
     """Loads the three networks to the CPU, in evaluation mode and with nothing trainable.
 
+    The tensors of a `.safetensors` file are parts of its mapping (see `library.models.mapped`).
+
     Args:
         identity: what `identify` said of the model.
         prediction_type: "epsilon" or "v_prediction", see `resolve_prediction_type`.
 
     Raises:
-        UserError: a network's tensors are missing, unknown, of a wrong shape or no floating-point numbers.
+        UserError: a network's tensors are missing, unknown, of a wrong shape or no floating-point numbers, or its files
+            are not all there; what is wrong with any of the three networks is told at once.
     """
-    load = _load_single_file if identity.layout == "single_file" else _load_folder
-    networks = load(identity, prediction_type)
-    for network in networks:
+    problems = Problems()
+    parts = _plan(identity, problems)
+    networks = _build(identity, prediction_type, parts, problems)
+    problems.raise_if_any()
+    for network, part in zip(networks, parts.values(), strict=True):
+        fill(network, fit(part.read(), network))
         network.eval().requires_grad_(False)
-    return StableDiffusion(identity.family, prediction_type, *networks, source=identity.path)
+    network_unet, network_text, network_vae = networks
+    return StableDiffusion(identity.family, prediction_type, network_unet, network_text, network_vae, identity.path)
+
+
+def faults_of(identity: ModelIdentity) -> list[str]:
+    """What would keep `load_stable_diffusion` from loading the model, as sentences; reads no weight."""
+    problems = Problems()
+    try:
+        _build(identity, "epsilon", _plan(identity, problems), problems)
+    except UserError as error:  # the one file of the model cannot be opened
+        problems.extend(error.problems)
+    return [f"{problem.where}: {problem.what}" for problem in problems]
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
@@ -80,89 +94,102 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"{type(network).__name__}: no values for {', '.join(left[:_EXAMPLES])}")
 
 
-def _load_single_file(identity: ModelIdentity, prediction_type: str) -> Networks:
-    file, family = open_weights(identity.path), identity.family
-    try:
-        sample_size = unet_sample_size(prediction_type, family)
-        networks = (
-            build_unet(unet_config_of(family, _converted_shapes(file, unet.to_diffusers), sample_size)),
-            build_text_encoder(text_config_of(family, _converted_shapes(file, text_encoder.to_transformers))),
-            build_vae(vae_config_of(family, _converted_shapes(file, vae.to_diffusers))),
-        )
-    except KeyError as error:
-        raise _incomplete(identity.path, f"no tensor for {error.args[0]}") from error
-    converters = (unet.to_diffusers, text_encoder.to_transformers, vae.to_diffusers)
-    for network, convert in zip(networks, converters, strict=True):
-        _fill_from(network, file, convert, f"{identity.path} ({type(network).__name__})")
-    return networks
+@dataclass(frozen=True)
+class _Recipe:
+    """How one network comes out of a model's files.
 
+    Attributes:
+        build: the network of a configuration.
+        config_of: the configuration, from family and shapes, where a file does not have one.
+        from_single_file, from_folder: what each kind calls the tensors.
+    """
 
-def _load_folder(identity: ModelIdentity, _prediction_type: str) -> Networks:
-    networks = (
-        build_unet(_folder_config(identity.path / "unet")),
-        build_text_encoder(_folder_config(identity.path / "text_encoder")),
-        build_vae(_folder_config(identity.path / "vae")),
-    )
-    parts = (("unet", _unchanged), ("text_encoder", text_encoder.from_folder), ("vae", vae.from_folder))
-    for network, (name, convert) in zip(networks, parts, strict=True):
-        file = open_weights(_weights_path(identity.path / name, _FOLDER_FILES[name]))
-        _fill_from(network, file, convert, str(file.path))
-    return networks
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def _weights_path(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        # a variant such as model.fp16.safetensors counts where the plain file is absent
-        for path in (folder / name, *sorted(folder.glob(f"{Path(name).stem}.*{Path(name).suffix}"))):
-            if path.is_file():
-                return path
-    raise UserError.of(f"no weights: neither {' nor '.join(names)}", str(folder), "copy the whole model folder again")
-
-
-def _fill_from(network: nn.Module, file: WeightsFile, convert: Convert, where: str) -> None:
-    _check_shapes(_converted_shapes(file, convert), network, where)
-    tensors: dict[str, Tensor] = {}
-    for name in file.shapes:
-        if convert(name, torch.empty(file.shapes[name], device="meta")):
-            tensors.update(convert(name, file.read(name)))
-    unfit = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    if unfit:
-        what = f"{len(unfit)} tensors hold no floating-point numbers, first {unfit[0]} ({tensors[unfit[0]].dtype})"
-        raise UserError.of(what, where, "give a model that is not quantised")
-    fill(network, tensors)
-
-
-def _converted_shapes(file: WeightsFile, convert: Convert) -> dict[str, Shape]:
-    """Shapes after conversion, found by converting tensors without memory."""
-    shapes: dict[str, Shape] = {}
-    for name, shape in file.shapes.items():
-        converted = convert(name, torch.empty(shape, device="meta"))
-        shapes.update({new_name: tuple(tensor.shape) for new_name, tensor in converted.items()})
-    return shapes
-
-
-def _check_shapes(found: Mapping[str, Shape], network: nn.Module, where: str) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshaped = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    kinds = (("missing", missing), ("unknown", unexpected), ("of a wrong shape", misshaped))
-    faults = [f"{len(names)} {kind}: {', '.join(names[:_EXAMPLES])}" for kind, names in kinds if names]
-    if faults:
-        raise _incomplete(where, "tensors " + "; ".join(faults))
-
-
-def _incomplete(where: Path | str, what: str) -> UserError:
-    return UserError.of(f"the model is incomplete or of another kind: {what}", str(where), "give a complete model")
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    config_of: Callable[[str, Mapping[str, Shape]], dict[str, Any]]
+    from_single_file: Convert
+    from_folder: Convert
 
 
 def _unchanged(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {name: tensor}
+
+
+# in the order in which StableDiffusion takes them; the names are those of the folders
+_RECIPES = (
+    ("unet", _Recipe(build_unet, unet_config_of, unet.to_diffusers, _unchanged)),
+    (
+        "text_encoder",
+        _Recipe(build_text_encoder, text_config_of, text_encoder.to_transformers, text_encoder.from_folder),
+    ),
+    ("vae", _Recipe(build_vae, vae_config_of, vae.to_diffusers, vae.from_any)),
+)
+
+
+def _plan(identity: ModelIdentity, problems: Problems) -> dict[str, Part]:
+    """What the files hold for each network; without those whose files are not all there."""
+    if identity.layout == "single_file":
+        file = open_weights(identity.path)
+        return {
+            name: plan_part([file], recipe.from_single_file, f"{identity.path} ({name})") for name, recipe in _RECIPES
+        }
+    parts = {}
+    for name, recipe in _RECIPES:
+        try:
+            parts[name] = plan_folder(identity.path / name, STEMS[name], recipe.from_folder)
+        except UserError as error:
+            problems.extend(error.problems)
+    return parts
+
+
+def plan_folder(folder: Path, stem: str, convert: Convert) -> Part:
+    """What the weights in the folder of one network hold. UserError when they are not all there, or damaged."""
+    paths = weights_files(folder, stem)
+    return plan_part([open_weights(path) for path in paths], convert, str(paths[0] if len(paths) == 1 else folder))
+
+
+def _build(
+    identity: ModelIdentity, prediction_type: str, parts: Mapping[str, Part], problems: Problems
+) -> list[Any]:  # Any: three classes that have only nn.Module in common
+    """The networks of `parts`, on the meta device and checked; what is wrong is added to `problems`."""
+    networks = []
+    for name, recipe in _RECIPES:
+        if name not in parts:
+            continue
+        try:
+            if identity.layout == "single_file":
+                config = config_from(parts[name], recipe.config_of, identity.family)
+            else:
+                config = _folder_config(identity.path / name)
+            if name == "unet" and identity.layout == "single_file":
+                config["sample_size"] = unet_sample_size(prediction_type, identity.family)
+            networks.append(build_checked(recipe.build, config, parts[name]))
+        except UserError as error:
+            problems.extend(error.problems)
+    return networks
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # a note on the files, which the weights themselves tell better
+    return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+
+
+def config_from(
+    part: Part, config_of: Callable[[str, Mapping[str, Shape]], dict[str, Any]], family: str
+) -> dict[str, Any]:
+    """The configuration that the shapes of `part` tell. UserError when one that tells a width is missing."""
+    try:
+        return config_of(family, part.shapes)
+    except KeyError as error:
+        raise incomplete(part.where, f"no tensor for {error.args[0]}") from error
+
+
+def build_checked(build: Callable[[Mapping[str, Any]], Network], config: Mapping[str, Any], part: Part) -> Network:
+    """The network of `config`, on the meta device, once `part` is known to fill it. UserError when it does not."""
+    try:
+        network = build(config)
+    except Exception as error:  # foreign constructors, which may raise anything on sizes that make no sense
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise incomplete(part.where, f"no network has its sizes ({reason[0]})") from error
+    check_part(part, network)
+    return network

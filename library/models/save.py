@@ -3,40 +3,102 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from library.core.atomic_io import TEMPORARY_MARK, write_whole
+from library.core.atomic_io import write_text_whole, write_whole
 from library.core.errors import UserError
-from library.core.tensor_files import write_safetensors
+from library.core.pickle_writer import write_pickled
+from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, Writable, write_safetensors
 from library.models.convert import text_encoder, unet, vae
+from library.models.extras import EXTRAS_FILE, ModelExtras
+from library.models.forms import SaveTarget, is_single_file, yaml_beside
+from library.models.inference_yaml import inference_yaml
+from library.models.precision import Precisions, in_precision
 from library.models.stable_diffusion import StableDiffusion
-from library.models.weights import SAFETENSORS_SUFFIX, open_weights
+from library.models.weights import SAFETENSORS_SUFFIX
+from library.models.whole_folder import write_whole_folder
+from library.options.saving import DIFFUSERS, DIFFUSERS_SAFETENSORS
 
 _MODEL_INDEX = "model_index.json"
 _FOLDER_METADATA = {"format": "pt"}  # Transformers refuses weights that do not say so
+_NETWORK_FILE = {
+    DIFFUSERS: "diffusion_pytorch_model.bin",
+    DIFFUSERS_SAFETENSORS: "diffusion_pytorch_model.safetensors",
+}
+_TEXT_ENCODER_FILE = {DIFFUSERS: "pytorch_model.bin", DIFFUSERS_SAFETENSORS: "model.safetensors"}
+# How far the training of a checkpoint went, as the original training code notes it; our metadata has it as text.
+_PROGRESS = (("epoch", "ss_epoch"), ("global_step", "ss_steps"))
+_AS_IT_IS = Precisions()
+_NO_EXTRAS = ModelExtras()
+_NO_METADATA: Mapping[str, str] = {}
 
 
-def save_single_file(model: StableDiffusion, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the model as one file in the layout that the Web UI and Diffusers read.
+def save_model(
+    model: StableDiffusion,
+    target: SaveTarget,
+    precisions: Precisions,
+    extras: ModelExtras,
+    metadata: Mapping[str, str],
+    tokenizer_files: Mapping[str, str],
+) -> None:
+    """Writes the whole model in the form asked for, replacing an older one of that name once the new one is complete.
+
+    Weights are converted while they are written, one at a time. A single file whose tensors do not tell what it is
+    (SD2, or any v-prediction model) gets the yaml of the same stem that the Web UI looks for; a yaml that stands there
+    already, also one we did not write, describes the model that is replaced and is replaced at the same moment.
 
     Args:
-        model: weights are written in the number format they have.
+        target: the place and the form.
+        precisions: number formats to write in.
+        extras: what the source's files held beside the networks; written back, into folders as `EXTRAS_FILE`.
+        metadata: text by key, of the new model; that of `extras` is the source's and is not written by itself.
+        tokenizer_files: content of each file of a folder's `tokenizer`, by name.
+
+    Raises:
+        UserError: a number does not fit the format asked for, or a folder of that name holds something else. Nothing
+            is left behind, and what stood there before is as it was.
+    """
+    if is_single_file(target.form):
+        write = partial(save_single_file, model, metadata=metadata, precisions=precisions, extras=extras)
+        _write_with_yaml(model, target.path, write)
+    else:
+        save_diffusers(model, target.path, tokenizer_files, precisions, extras, metadata, target.form)
+
+
+def save_single_file(
+    model: StableDiffusion,
+    path: Path,
+    metadata: Mapping[str, str],
+    precisions: Precisions = _AS_IT_IS,
+    extras: ModelExtras = _NO_EXTRAS,
+) -> None:
+    """Writes the model as one file in the layout that the Web UI and Diffusers read, and nothing beside it.
+
+    Args:
+        model: its tensors win over extras of the same name, and those over tensors that only the format demands.
         path: `.safetensors` or `.ckpt`; an existing file is replaced once the new one is complete.
         metadata: text by key, for the header of a `.safetensors` file; a `.ckpt` keeps it beside its state dict.
+        precisions, extras: as in `save_model`.
+
+    Raises:
+        UserError: a number does not fit the format asked for.
     """
-    tensors = single_file_tensors(model)
+    tensors = {
+        name: in_precision(name, tensor, precisions.of(name), path)
+        for name, tensor in _with_extras(single_file_tensors(model), extras).items()
+    }
     if path.suffix.lower() == SAFETENSORS_SUFFIX:
         write_safetensors(path, tensors, metadata)
     else:
-        _write_pickled(path, tensors, metadata)
+        write_pickled(path, tensors, _beside_state_dict(metadata))
 
 
 def single_file_tensors(model: StableDiffusion) -> dict[str, Tensor]:
@@ -48,51 +110,134 @@ def single_file_tensors(model: StableDiffusion) -> dict[str, Tensor]:
     }
 
 
-def save_diffusers(model: StableDiffusion, folder: Path, tokenizer_files: Mapping[str, str]) -> None:
+def save_diffusers(
+    model: StableDiffusion,
+    folder: Path,
+    tokenizer_files: Mapping[str, str],
+    precisions: Precisions = _AS_IT_IS,
+    extras: ModelExtras = _NO_EXTRAS,
+    metadata: Mapping[str, str] = _NO_METADATA,
+    form: str = DIFFUSERS_SAFETENSORS,
+) -> None:
     """Writes the model as a Diffusers folder, replacing an older model of that name.
 
     Args:
-        model: weights are written in the number format they have.
         folder: created; if it exists it must be empty or itself a Diffusers model.
         tokenizer_files: content of each file of the `tokenizer` folder, by name.
+        precisions, extras, metadata: as in `save_model`.
+        form: "diffusers_safetensors", or "diffusers" for `.bin` weights.
 
     Raises:
-        UserError: `folder` holds something else, which is left alone.
+        UserError: `folder` holds something else, which is left alone, or a number does not fit its format.
     """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _MODEL_INDEX).is_file()):
+        raise UserError.of("exists and is not a Diffusers model", str(folder), "choose another name, or move it away")
 
     def write(temporary: Path) -> None:
-        for network, name in ((model.unet, "unet"), (model.vae, "vae")):
-            network.save_config(temporary / name)
-            weights = temporary / name / "diffusion_pytorch_model.safetensors"
-            write_safetensors(weights, network.state_dict(), _FOLDER_METADATA)
-        model.text_encoder.config.save_pretrained(temporary / "text_encoder")
+        parts = (("unet", model.unet, precisions.weights), ("vae", model.vae, precisions.vae))
+        for name, network, dtype in parts:
+            _write_config(temporary / name, _network_config(network))
+            tensors = _converted(network.state_dict(), dtype, folder / name)
+            _write_weights(temporary / name / _NETWORK_FILE[form], tensors)
         # without the prefix older Transformers versions find no weights and fill the encoder with random ones
         prefixed = text_encoder.to_folder(model.text_encoder.state_dict())
-        write_safetensors(temporary / "text_encoder" / "model.safetensors", prefixed, _FOLDER_METADATA)
+        tensors = _converted(prefixed, precisions.weights, folder / "text_encoder")
+        _write_config(temporary / "text_encoder", _text_config(model, tensors))
+        _write_weights(temporary / "text_encoder" / _TEXT_ENCODER_FILE[form], tensors)
         _scheduler(model.prediction_type).save_config(temporary / "scheduler")
         (temporary / "tokenizer").mkdir()
         for name, text in tokenizer_files.items():
             (temporary / "tokenizer" / name).write_text(text, encoding="utf-8", newline="\n")
-        (temporary / _MODEL_INDEX).write_text(_model_index(), encoding="utf-8", newline="\n")
+        _write_json(temporary / _MODEL_INDEX, _model_index())
+        if extras.tensors or metadata:
+            kept = {name: in_precision(name, t, precisions.of(name), folder) for name, t in extras.tensors.items()}
+            write_safetensors(temporary / EXTRAS_FILE, kept, metadata)
 
-    _write_whole_folder(folder, write)
+    write_whole_folder(folder, write)
 
 
-def _write_pickled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    content: dict[str, object] = {"state_dict": {name: tensor.contiguous() for name, tensor in tensors.items()}}
-    if metadata:
-        content["metadata"] = dict(metadata)
+# --- single files -----------------------------------------------------------------------------------------------------
 
-    def write(temporary: Path) -> None:
-        # through a handle: given a path, torch writes the (temporary) file name into the file
-        with temporary.open("wb") as file:
-            torch.save(content, file)
 
-    def check(temporary: Path) -> None:
-        if open_weights(temporary).shapes.keys() != tensors.keys():
-            raise OSError(f"{path.name} was not written as asked; the disk may be full or failing")
+def _write_with_yaml(model: StableDiffusion, path: Path, write: Callable[[Path], None]) -> None:
+    """The model by `write`, and its yaml, where it needs one, in the moment before the model gets its name."""
+    beside = yaml_beside(path)
+    before = beside.read_bytes() if beside.is_file() else None
+    if model.family == "sd1" and model.prediction_type == "epsilon" and before is None:
+        write(path)
+        return
+    try:
+        write_whole(path, write, lambda _: write_text_whole(beside, inference_yaml(model)))
+    except BaseException:
+        if before is None:
+            beside.unlink(missing_ok=True)
+        else:
+            beside.write_bytes(before)
+        raise
 
-    write_whole(path, write, check)
+
+def _with_extras(own: Mapping[str, Tensor], extras: ModelExtras) -> dict[str, Writable]:
+    return {**own, **{name: tensor for name, tensor in extras.tensors.items() if not _is_weight(name, own)}}
+
+
+def _is_weight(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether `name` is a tensor of the model in memory; False for one that only the format demands."""
+    if name not in own:
+        return False
+    without_memory = torch.empty(own[name].shape, device="meta")
+    converters = (unet.to_diffusers, text_encoder.to_transformers, vae.to_diffusers)
+    return any(convert(name, without_memory) for convert in converters)
+
+
+def _beside_state_dict(metadata: Mapping[str, str]) -> dict[str, object]:
+    # the hashes describe a .safetensors file; here nothing would fill them in
+    kept = {key: text for key, text in metadata.items() if key not in (MODEL_HASH_KEY, LEGACY_HASH_KEY)}
+    progress = {key: int(kept[ours]) for key, ours in _PROGRESS if kept.get(ours, "").isdecimal()}
+    return {**progress, "metadata": kept} if kept else {}
+
+
+# --- Diffusers folders ------------------------------------------------------------------------------------------------
+
+
+def _converted(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, where: Path) -> dict[str, Writable]:
+    return {name: in_precision(name, tensor, dtype, where) for name, tensor in tensors.items()}
+
+
+def _write_weights(path: Path, tensors: Mapping[str, Writable]) -> None:
+    if path.suffix == SAFETENSORS_SUFFIX:
+        write_safetensors(path, tensors, _FOLDER_METADATA)
+    else:
+        write_pickled(path, tensors, None)
+
+
+def _network_config(network: Any) -> dict[str, Any]:
+    """What Diffusers itself writes, less the path that a model was once loaded from."""
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)
+    return config
+
+
+def _text_config(model: StableDiffusion, tensors: Mapping[str, Writable]) -> dict[str, Any]:
+    """What Transformers itself writes, with the number format of the file under its present and its former key.
+
+    Transformers loads in the format that stands there, whatever the file holds, so a note about another file must go.
+    """
+    config = json.loads(model.text_encoder.config.to_json_string())
+    formats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    for key in ("dtype", "torch_dtype"):
+        config.pop(key, None)
+        if len(formats) == 1:
+            config[key] = next(iter(formats))
+    return config
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", dict(sorted(config.items())))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _scheduler(prediction_type: str) -> DDIMScheduler:
@@ -109,8 +254,8 @@ def _scheduler(prediction_type: str) -> DDIMScheduler:
     )
 
 
-def _model_index() -> str:
-    index: dict[str, object] = {
+def _model_index() -> dict[str, Any]:
+    return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
@@ -123,36 +268,3 @@ def _model_index() -> str:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    return json.dumps(index, indent=2) + "\n"
-
-
-def _write_whole_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the final place, then swaps; a killed run leaves the old folder or the new one."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _MODEL_INDEX).is_file()):
-        raise UserError.of("exists and is not a Diffusers model", str(folder), "choose another name, or move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{TEMPORARY_MARK}{os.getpid()}"
-    temporary, old = folder.with_name(folder.name + mark), folder.with_name(f"{folder.name}.old{mark}")
-    try:
-        temporary.mkdir()
-        write(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        swap_folder(temporary, folder, old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def swap_folder(new: Path, folder: Path, old: Path) -> None:
-    """Puts `new` in the place of `folder`; when that fails, `folder` is as it was."""
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

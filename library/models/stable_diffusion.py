@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -30,3 +31,8 @@ class StableDiffusion:
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
     source: Path | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the U-Net's weights."""
+        return next(self.unet.parameters()).dtype

@@ -150,14 +150,14 @@ def unet_config_of(family: str, shapes: Mapping[str, Shape], sample_size: int = 
 
     Raises KeyError with the tensor's name where one that tells a width is missing.
     """
-    widths = tuple(shapes[f"down_blocks.{block}.resnets.0.conv1.weight"][0] for block in range(BLOCKS))
-    context = shapes["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"][-1]
+    widths = tuple(_matrix(shapes, f"down_blocks.{block}.resnets.0.conv1.weight")[0] for block in range(BLOCKS))
+    _, context = _matrix(shapes, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     return unet_config(family, widths, context, sample_size)
 
 
 def vae_config_of(family: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Configuration of the VAE whose tensors, under their Diffusers names, have `shapes`; KeyError as above."""
-    widths = tuple(shapes[f"encoder.down_blocks.{block}.resnets.0.conv1.weight"][0] for block in range(BLOCKS))
+    widths = tuple(_matrix(shapes, f"encoder.down_blocks.{block}.resnets.0.conv1.weight")[0] for block in range(BLOCKS))
     return vae_config(family, widths)
 
 
@@ -166,9 +166,16 @@ def text_config_of(family: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
     Layers are counted, so that a file that lacks the last ones of its family still says what it is.
     """
-    intermediate, hidden = shapes["encoder.layers.0.mlp.fc1.weight"]
+    intermediate, hidden = _matrix(shapes, "encoder.layers.0.mlp.fc1.weight")
     layers = sum(name.startswith("encoder.layers.") and name.endswith(".layer_norm1.weight") for name in shapes)
     return text_config(family, hidden, intermediate, layers)
+
+
+def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
+    """Output and input width of a linear or convolution weight; KeyError when it is missing or no such weight."""
+    if len(shapes.get(name, ())) < 2:
+        raise KeyError(name)
+    return shapes[name][0], shapes[name][1]
 
 
 def _heads(width: int) -> int:

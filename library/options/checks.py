@@ -29,6 +29,11 @@ def above(limit: float) -> Callable[[Any], str | None]:
     return check
 
 
+def share(value: float) -> str | None:
+    """A check: a probability from 0 to 1."""
+    return None if 0 <= value <= 1 else f"must be between 0 and 1, got {value:g}"
+
+
 def share_below_one(value: float) -> str | None:
     """A check: a probability of at least 0 and below 1."""
     return None if 0 <= value < 1 else f"must be at least 0 and below 1, got {value:g}"

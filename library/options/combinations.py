@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from library.core.errors import Problems
 from library.options.network import NetworkOptions
+from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
 from library.options.training import TrainingOptions
 
 
@@ -31,3 +32,21 @@ def check_network_parts(network: NetworkOptions, problems: Problems) -> None:
         problems.add("the text encoder does not train", "--text_encoder_lr", "remove it, or --network_train_unet_only")
     if text_only and network.unet_lr is not None:
         problems.add("the U-Net does not train", "--unet_lr", "remove it, or --network_train_text_encoder_only")
+
+
+def check_text(text: TextOptions, problems: Problems) -> None:
+    """Longer captions are whole pieces of 75, and a mean can be restored only where weights changed it."""
+    is_long = text.max_token_length > CHUNK_TOKENS
+    if text.no_token_padding and (is_long or text.prompt_splitting == WEBUI_SPLITTING):
+        other = "--max_token_length" if is_long else "--prompt_splitting webui"
+        problems.add(
+            "pieces of 75 tokens are always padded",
+            f"--no_token_padding, {other}",
+            "remove one of them; --no_token_padding is for captions of up to 75 tokens",
+        )
+    if text.restore_weighted_mean and not text.weighted_captions:
+        problems.add(
+            "it has no effect without weights",
+            "--restore_weighted_mean",
+            "give --weighted_captions as well, or remove it",
+        )

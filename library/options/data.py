@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from library.core.sizes import Size
 from library.options.base import OptionGroup, option
-from library.options.checks import at_least, multiple_of
+from library.options.checks import at_least, multiple_of, share
 
 
 def default_worker_count() -> int:
@@ -51,6 +51,24 @@ class DataOptions(OptionGroup):
     )
     allow_missing_captions: bool = option(
         False, "train pictures that have neither a caption file nor class tokens with an empty caption"
+    )
+    shuffle_caption: bool = option(
+        False, "put the comma-separated tags of a caption into another order at each use; brackets stay together"
+    )
+    keep_tokens: int = option(
+        0,
+        "so many first tags of a caption (commas are counted, not CLIP's tokens) stay in place and are never dropped",
+        check=at_least(0),
+        metavar="N",
+    )
+    caption_tag_dropout_rate: float = option(
+        0.0, "probability from 0 to 1 with which each tag is left out at a use", check=share, metavar="RATE"
+    )
+    caption_dropout_rate: float = option(
+        0.0,
+        "probability from 0 to 1 with which a picture is trained with an empty caption at a use",
+        check=share,
+        metavar="RATE",
     )
     cache_latents: bool = option(False, "encode every picture once at the start and keep the latents in memory")
     prior_loss_weight: float = option(

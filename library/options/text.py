@@ -9,6 +9,7 @@ from library.options.base import OptionGroup, option
 from library.options.checks import at_least, one_of
 
 CHUNK_TOKENS = 75  # what CLIP reads at once, without begin and end
+LONGEST = 3 * CHUNK_TOKENS
 PLAIN_SPLITTING, WEBUI_SPLITTING = "plain", "webui"
 
 
@@ -28,7 +29,7 @@ class TextOptions(OptionGroup):
     max_token_length: int = option(
         CHUNK_TOKENS,
         "longest caption in tokens: 75, or 150 or 225 as pieces of 75 that are encoded one by one and joined",
-        check=one_of(CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS),
+        check=one_of(CHUNK_TOKENS, 2 * CHUNK_TOKENS, LONGEST),
         metavar="75|150|225",
     )
     prompt_splitting: str = option(

@@ -62,7 +62,9 @@ class OutputOptions(OptionGroup):
     overwrite: bool = option(False, "replace the trained file and log of an earlier run with the same name")
     save_precision: str | None = option(
         None,
-        "precision of the saved weights; default: that of the training (float, or that of --mixed_precision)",
+        "precision of the saved weights; default: for a network that of the training (float, or that of"
+        " --mixed_precision), for a whole model that of the base model (in a single file fp16 instead of bf16, which"
+        " the Web UI refuses)",
         choices=PRECISIONS,
     )
     training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")

@@ -1,27 +1,28 @@
 """CLIP's tokenizer, built from the vocabulary shipped beside this file: no download, no cache.
 
-A caption becomes begin, at most 75 text tokens, end, padding: 77 ids. SD1 pads with the end token, SD2 with `!` (id 0).
+`chunks.py` tells how the tokens of a caption become rows of ids, `weighting.py` how weights are written in captions.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import CLIPTokenizer
 
+from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
+from library.text.chunks import ROW_LENGTH, Chunks, split_plain, split_webui, without_padding
+from library.text.weighting import PLAIN_WEIGHT, WeightedText, parse_weights
+
 VOCABULARY_SIZE = 49408
-BEGIN_ID = 49406
-END_ID = 49407
-ROW_LENGTH = 77
-TEXT_LENGTH = ROW_LENGTH - 2
 
 _VOCABULARY = Path(__file__).parent / "clip_vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _PADDING = {"sd1": _END, "sd2": "!"}
-_MOST_REMEMBERED = 4096  # captions; 600 bytes each
+_MOST_REMEMBERED = 4096  # captions; 1 to 3 kB each
 _PROBE_TEXT, _PROBE_IDS = "a photo of a cat", (320, 1125, 539, 320, 2368)
 
 
@@ -47,41 +48,92 @@ def load_tokenizer(family: str) -> CLIPTokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """One caption's ids `(n, L)` int64 and weights `(n, L)` float32."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
 class CaptionTokenizer:
     """Turns captions into rows of ids; small enough to send to loader workers.
 
     It calls the tokenizer's core one caption at a time: its batch calls start threads, and a process that forks loader
     workers afterwards is warned of deadlocks.
+
+    Args:
+        family: "sd1" or "sd2".
+        options: how long captions may be, where they are cut and padded, whether they hold weights.
     """
 
-    def __init__(self, family: str) -> None:
+    def __init__(self, family: str, options: TextOptions = TextOptions()) -> None:  # noqa: B008  # frozen
         tokenizer = load_tokenizer(family)
         self._core = tokenizer.backend_tokenizer
-        self._padding_id = tokenizer.get_vocab()[_PADDING[family]]
-        self._remembered: dict[str, torch.Tensor] = {}
+        self._padding_id: int = tokenizer.get_vocab()[_PADDING[family]]
+        self._options = options
+        self._count = options.max_token_length // CHUNK_TOKENS
+        self._remembered: dict[str, _Rows] = {}
 
-    def __call__(self, captions: list[str]) -> torch.LongTensor:
-        """Ids of the captions, `(B, 77)` int64. What is beyond 75 tokens is cut off; `count_tokens` tells how much."""
-        rows = [self._row(caption) for caption in captions]
-        return torch.cat(rows) if rows else torch.empty(0, ROW_LENGTH, dtype=torch.long)  # type: ignore[return-value]
+    def __call__(self, captions: list[str]) -> tuple[torch.LongTensor, torch.FloatTensor | None]:
+        """Ids of the captions and what their text states are multiplied by.
+
+        Captions are cut at the longest length; `count_lost` tells how much. With weights, the pieces of a caption are
+        tokenised one by one, and begin, end and padding have weight 1.
+
+        Returns:
+            ids `(B, n, L)` int64 and weights of the same shape, float32, None without `weighted_captions`; n chunks of
+            L = 77, or one chunk as long as the longest caption needs with `no_token_padding`.
+        """
+        rows = [self._rows(caption) for caption in captions]
+        length = max((row.ids.shape[1] for row in rows), default=ROW_LENGTH)
+        ids = self._stack([row.ids for row in rows], length, torch.long, self._padding_id)
+        if not self._options.weighted_captions:
+            return ids, None  # type: ignore[return-value]
+        return ids, self._stack([row.weights for row in rows], length, torch.float32, 1)  # type: ignore[return-value]
 
     def count_tokens(self, captions: list[str]) -> list[int]:
-        """Text tokens of each caption before any cut, without begin, end and padding."""
-        return [len(self._encode(caption)) for caption in captions]
+        """Text tokens of each caption before any cut, without begin, end, padding and the marks of weights."""
+        return [len(self._encode(caption)[0]) for caption in captions]
 
-    def _row(self, caption: str) -> torch.Tensor:
-        """The ids of one caption (1, 77), remembered: most captions come again in every epoch."""
-        row = self._remembered.get(caption)
-        if row is None:
-            ids = [BEGIN_ID, *self._encode(caption)[:TEXT_LENGTH], END_ID]
-            row = torch.tensor([ids + [self._padding_id] * (ROW_LENGTH - len(ids))])
+    def count_lost(self, captions: list[str]) -> list[int]:
+        """How many text tokens of each caption do not fit."""
+        return [self._split(caption).lost for caption in captions]
+
+    def _rows(self, caption: str) -> _Rows:
+        """The rows of one caption, remembered: most captions come again in every epoch."""
+        rows = self._remembered.get(caption)
+        if rows is None:
+            chunks = self._split(caption)
+            rows = _Rows(torch.tensor(chunks.ids), torch.tensor(chunks.weights))
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.clear()
-            self._remembered[caption] = row
-        return row
+            self._remembered[caption] = rows
+        return rows
 
-    def _encode(self, caption: str) -> list[int]:
-        return self._core.encode(caption, add_special_tokens=False).ids
+    def _stack(self, rows: list[torch.Tensor], length: int, dtype: torch.dtype, padding: float) -> torch.Tensor:
+        """The captions' rows `(n, up to length)` as one tensor `(B, n, length)`."""
+        stacked = torch.full((len(rows), self._count, length), padding, dtype=dtype)
+        for place, row in zip(stacked, rows, strict=True):
+            place[:, : row.shape[1]] = row
+        return stacked
+
+    def _split(self, caption: str) -> Chunks:
+        ids, weights = self._encode(caption)
+        if self._options.no_token_padding:
+            return without_padding(ids, weights)
+        split = split_webui if self._options.prompt_splitting == WEBUI_SPLITTING else split_plain
+        return split(ids, weights, self._count, self._padding_id)
+
+    def _encode(self, caption: str) -> tuple[list[int], list[float]]:
+        """The text tokens and the weight of each."""
+        pieces = parse_weights(caption) if self._options.weighted_captions else [WeightedText(caption, PLAIN_WEIGHT)]
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece in pieces:
+            ids += self._core.encode(piece.text, add_special_tokens=False).ids
+            weights += [piece.weight] * (len(ids) - len(weights))
+        return ids, weights
 
 
 def tokenizer_files(family: str) -> dict[str, str]:

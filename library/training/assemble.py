@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
 from pathlib import Path
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from library.checkpoint.metadata import BaseModelFacts, RunFacts, base_model_facts
+from library.checkpoint.metadata import BaseModelFacts, RunFacts
 from library.core.device import dtype_of
 from library.core.log import get_logger, start_logging
 from library.core.randomness import derived_seed
@@ -25,45 +25,43 @@ from library.data.latents import MemoryLatentStore, fill_memory_store
 from library.data.planner import Planner, RequestStream
 from library.diffusion.objective import Objective
 from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
-from library.methods.network import Network
+from library.methods.base import Method
 from library.models.checkpointing import enable_gradient_checkpointing
-from library.models.load import load_stable_diffusion
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
 from library.optim.optimizers import make_optimizer
 from library.optim.schedulers import make_scheduler
 from library.options.data import default_worker_count
-from library.text.encoder import encode_tokens
+from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
-from library.training.facts import network_metadata
+from library.training.facts import base_facts, saved_metadata
 from library.training.guards import GradientWatch, refuse_non_finite
 from library.training.latents import LatentEncoder
-from library.training.preflight import NetworkRun
+from library.training.methods import fetch_base_model, load_models, make_method, save_dtype, tracker_name
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
+from library.training.run import Run
 from library.training.runtime import prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
 
 log = get_logger(__name__)
 
-TRACKER_NAME = "network_train"
 
-
-def train_network(run: NetworkRun) -> None:
-    """Builds, trains and saves what `check_network_run` found to be in order."""
-    accelerator = start_runtime(run.training.mixed_precision)
+def train(run: Run) -> None:
+    """Builds, trains and saves what preflight found to be in order."""
+    options = run.options
+    accelerator = start_runtime(options.training.mixed_precision)
     start_logging(accelerator.is_main_process)
     started_at = time.time()
     hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
-    predicts_velocity = run.prediction_type == "v_prediction"
-    base = None
-    if accelerator.is_main_process:
-        base = hashing.submit(base_model_facts, run.identity.path, run.identity.family, predicts_velocity)
+    with accelerator.main_process_first():  # the others find in the cache what one has fetched
+        run = replace(run, base=fetch_base_model(run.base))
+    base = hashing.submit(base_facts, run.base) if accelerator.is_main_process else None
 
-    log.info("loading %s", run.identity.path)
+    log.info("loading %s", run.base.identity.name)
     learner = load_learner(run, accelerator.device)
     planner = make_planner(run, accelerator.num_processes)
-    plan = plan_run(planner, run.training.max_train_steps, run.training.max_train_epochs)
+    plan = plan_run(planner, options.training.max_train_steps, options.training.max_train_epochs)
     for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
         log.info(line)
     trainer = build_trainer(run, accelerator, learner, planner, plan)
@@ -75,7 +73,7 @@ def train_network(run: NetworkRun) -> None:
         trainer.log.close()
     if base is not None:
         finished = _Finished(started_at, time.time(), base.result())
-        _save(run, trainer, finished)
+        _save(run, trainer, learner, finished)
         for line in summary(run, trainer, finished.finished_at - started_at):
             log.info(line)
     hashing.shutdown()
@@ -85,17 +83,20 @@ def train_network(run: NetworkRun) -> None:
 
 @dataclass(frozen=True)
 class Learner:
-    """The models with the network attached, their tokenizer, and what of the network trains.
+    """The models with the method attached, their tokenizer, and what trains.
 
     Attributes:
+        network: what trains beside the models; None where the models themselves learn.
         groups: optimizer groups, see `Method.param_groups`.
+        loaded_dtype: number format of the base model's weights.
     """
 
     models: StableDiffusion
-    method: Network
-    network: nn.Module
+    method: Method
+    network: nn.Module | None
     tokenizer: CaptionTokenizer
     groups: list[dict[str, Any]]
+    loaded_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -107,33 +108,36 @@ class _Finished:
     base: BaseModelFacts
 
 
-def load_learner(run: NetworkRun, device: torch.device) -> Learner:
-    """Loads the models and attaches the network to them."""
-    models = load_stable_diffusion(run.identity, run.prediction_type)
-    weight_dtype = dtype_of(run.training.mixed_precision)
+def load_learner(run: Run, device: torch.device) -> Learner:
+    """Loads the models and attaches the method to them."""
+    options = run.options
+    models = load_models(run.base)
+    loaded_dtype = models.unet.dtype
+    method = make_method(run, models)
+    weight_dtype = dtype_of(options.training.mixed_precision)
     for model in (models.unet, models.text_encoder):
         nn.Module.to(model, device, weight_dtype)  # the subclasses' own `to` does the same and logs about it
-    method = Network(run.network, run.optimizer.learning_rate, run.training.seed)
     network = method.attach(models)
-    network.to(device)
-    network.train()
-    if run.training.gradient_checkpointing:
+    if network is not None:
+        network.to(device)
+        network.train()
+    if options.training.gradient_checkpointing:
         enable_gradient_checkpointing(models, with_text_encoder=method.trains_text_encoder(0))
-    return Learner(models, method, network, CaptionTokenizer(run.identity.family), method.param_groups())
+    tokenizer = CaptionTokenizer(run.base.identity.family, options.text)
+    return Learner(models, method, network, tokenizer, method.param_groups(), loaded_dtype)
 
 
-def build_trainer(
-    run: NetworkRun, accelerator: Accelerator, learner: Learner, planner: Planner, plan: RunPlan
-) -> Trainer:
+def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner: Planner, plan: RunPlan) -> Trainer:
     """Connects data, objective, optimizer and logs."""
-    models = learner.models
+    models, options = learner.models, run.options
     encode_latents = LatentEncoder(models.vae, accelerator.device)
-    store = _cache_latents(run, encode_latents, accelerator) if run.data.cache_latents else None
+    store = _cache_latents(run, encode_latents, accelerator) if options.data.cache_latents else None
+    encode_captions = CaptionEncoder(options.text)
     objective = Objective(
-        models.unet, models.text_encoder, encode_tokens, learner.network, run.prediction_type, VAE_SCALING_FACTOR
+        models.unet, models.text_encoder, encode_captions, learner.network, run.base.prediction_type, VAE_SCALING_FACTOR
     )
-    optimizer = make_optimizer(run.optimizer, learner.groups)
-    scheduler = make_scheduler(run.optimizer.lr_scheduler, optimizer)
+    optimizer = make_optimizer(options.optimizer, learner.groups)
+    scheduler = make_scheduler(options.optimizer.lr_scheduler, optimizer)
     stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
     prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
     return Trainer(
@@ -147,20 +151,25 @@ def build_trainer(
         watch=_watch(learner.groups, objective),
         log=_open_log(run, plan, accelerator),
         plan=plan,
-        max_grad_norm=run.training.max_grad_norm or inf,
-        seed=run.training.seed,
+        max_grad_norm=options.training.max_grad_norm or inf,
+        seed=options.training.seed,
     )
 
 
-def make_planner(run: NetworkRun, processes: int) -> Planner:
+def make_planner(run: Run, processes: int) -> Planner:
     """The planner of a checked run."""
     batch_sizes = [dataset.batch_size for dataset in run.index.datasets]
     return Planner(
-        run.index, run.placements, batch_sizes, run.training.seed, run.training.gradient_accumulation_steps, processes
+        run.index,
+        run.placements,
+        batch_sizes,
+        run.options.training.seed,
+        run.options.training.gradient_accumulation_steps,
+        processes,
     )
 
 
-def _cache_latents(run: NetworkRun, encode: LatentEncoder, accelerator: Accelerator) -> MemoryLatentStore:
+def _cache_latents(run: Run, encode: LatentEncoder, accelerator: Accelerator) -> MemoryLatentStore:
     with tqdm(
         total=len(run.index), desc="caching latents", unit="picture", disable=not accelerator.is_main_process
     ) as bar:
@@ -168,7 +177,7 @@ def _cache_latents(run: NetworkRun, encode: LatentEncoder, accelerator: Accelera
             run.index,
             run.placements,
             encode,
-            run.training.seed,
+            run.options.training.seed,
             _workers(run),
             lambda done, _: bar.update(done - bar.n),
         )
@@ -176,20 +185,20 @@ def _cache_latents(run: NetworkRun, encode: LatentEncoder, accelerator: Accelera
     return store
 
 
-def _workers(run: NetworkRun) -> int:
-    asked = run.data.max_data_loader_n_workers
+def _workers(run: Run) -> int:
+    asked = run.options.data.max_data_loader_n_workers
     return default_worker_count() if asked is None else asked
 
 
 def _make_batches(
-    run: NetworkRun,
+    run: Run,
     stream: RequestStream,
     tokenizer: CaptionTokenizer,
     store: MemoryLatentStore | None,
     accelerator: Accelerator,
 ) -> Loader[Batch]:
     dataset = TrainingDataset(
-        run.index, run.placements, tokenizer, store, run.training.seed, num_timesteps=NUM_TRAIN_TIMESTEPS
+        run.index, run.placements, tokenizer, store, run.options.training.seed, num_timesteps=NUM_TRAIN_TIMESTEPS
     )
     return make_loader(dataset, stream, _workers(run), pin_memory=accelerator.device.type == "cuda")
 
@@ -201,7 +210,7 @@ def _watch(groups: list[dict[str, Any]], objective: nn.Module) -> GradientWatch:
     )
 
 
-def _open_log(run: NetworkRun, plan: RunPlan, accelerator: Accelerator) -> ScalarLog:
+def _open_log(run: Run, plan: RunPlan, accelerator: Accelerator) -> ScalarLog:
     def mean(values: torch.Tensor) -> torch.Tensor:
         return accelerator.reduce(values, reduction="mean")
 
@@ -210,15 +219,15 @@ def _open_log(run: NetworkRun, plan: RunPlan, accelerator: Accelerator) -> Scala
     return ScalarLog(run.files.log, _tensorboard_folder(run), plan.updates_per_epoch, mean)
 
 
-def _tensorboard_folder(run: NetworkRun) -> Path | None:
-    if run.output.logging_dir is None:
+def _tensorboard_folder(run: Run) -> Path | None:
+    if run.options.output.logging_dir is None:
         return None
     stamp = datetime.now().strftime("%Y%m%d%H%M%S")
-    return Path(run.output.logging_dir) / f"{run.output.log_prefix or ''}{stamp}" / TRACKER_NAME
+    return Path(run.options.output.logging_dir) / f"{run.options.output.log_prefix or ''}{stamp}" / tracker_name(run)
 
 
-def _save(run: NetworkRun, trainer: Trainer, finished: _Finished) -> None:
-    """Writes the network file with its metadata; weights that are not finite are never written."""
+def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> None:
+    """Writes the trained file with its metadata; weights that are not finite are never written."""
     plan, groups = trainer.plan, trainer.optimizer.param_groups
     refuse_non_finite(groups)
     facts = RunFacts(
@@ -232,6 +241,5 @@ def _save(run: NetworkRun, trainer: Trainer, finished: _Finished) -> None:
         epoch=trainer.progress.epoch + 1,
         step=trainer.progress.step,
     )
-    metadata = network_metadata(run, plan, finished.base, facts)
-    dtype = dtype_of(run.output.save_precision or run.training.mixed_precision)
-    trainer.method.save(run.files.network, dtype, metadata)
+    metadata = saved_metadata(run, plan, finished.base, facts)
+    trainer.method.save(run.files.result, save_dtype(run, learner.loaded_dtype), metadata)

@@ -1,4 +1,4 @@
-"""The metadata of a network file, gathered from every part of a run."""
+"""The metadata of a trained file, gathered from every part of a run."""
 
 from __future__ import annotations
 
@@ -10,41 +10,74 @@ from typing import Any
 import numpy as np
 
 from library.checkpoint.metadata import (
+    CHECKPOINT_KIND,
+    LORA_KIND,
     BaseModelFacts,
+    FileFacts,
     RunFacts,
+    caption_values,
     data_values,
+    file_facts,
     model_values,
     modelspec_values,
     network_values,
     run_values,
     text_values,
     training_values,
+    vae_values,
 )
+from library.core.sizes import Size
+from library.data.config import SubsetConfig
 from library.data.facts import bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
-from library.training.preflight import NetworkRun
 from library.training.progress import RunPlan
+from library.training.run import BaseModel, NetworkRun, Run
 
 _PARTS = ("text_encoder", "unet")
 
 
-def network_metadata(run: NetworkRun, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
-    """All `ss_*` and `modelspec.*` values of the trained network, as texts."""
-    title = run.files.network.stem
+def base_facts(base: BaseModel) -> BaseModelFacts:
+    """The base model as metadata names it; reads whole files for their hashes."""
+    model = file_facts(base.identity.name, base.identity.path)
+    return BaseModelFacts(base.identity.family, base.prediction_type == "v_prediction", model, _vae_facts(base))
+
+
+def _vae_facts(base: BaseModel) -> FileFacts | None:
+    return file_facts(str(base.vae_name), base.vae.path) if base.vae is not None else None
+
+
+def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a converted model: that of the source, and what the user said beyond it."""
+    values: dict[str, Any] = dict(source)
+    if base.identity.prediction_type is None:  # a question that the files left open; the next reader need not ask
+        predicts_velocity = base.prediction_type == "v_prediction"
+        facts = BaseModelFacts(base.identity.family, predicts_velocity, FileFacts(base.identity.name, None, None))
+        side = 768 if predicts_velocity else 512
+        values |= modelspec_values(facts, CHECKPOINT_KIND, title, Size(side, side), None)
+    if base.vae is not None:
+        values |= vae_values(_vae_facts(base))
+    return text_values(values)
+
+
+def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
+    """All `ss_*` and `modelspec.*` values of what was trained, as texts."""
+    options, title = run.options, run.files.result.stem
     facts = replace(facts, rates=_rates_of_parts(run, facts.rates), optimizer=_optimizer_in_force(run, facts.optimizer))
+    kind = LORA_KIND if isinstance(run, NetworkRun) else CHECKPOINT_KIND
     return text_values(
         {
-            **training_values(run.training, run.optimizer, run.output),
-            **network_values(run.network),
-            **data_values(run.data),
+            **training_values(options.training, options.optimizer, options.output),
+            **(network_values(run.network) if isinstance(run, NetworkRun) else {}),
+            **data_values(options.data),
             **model_values(base),
+            **caption_values(options.text),
             **run_values(facts),
             **_dataset_values(run, plan),
-            **modelspec_values(base, title, run.index.datasets[0].resolution, facts.finished_at),
+            **modelspec_values(base, kind, title, run.index.datasets[0].resolution, facts.finished_at),
         }
     )
 
 
-def _rates_of_parts(run: NetworkRun, rates: Mapping[str, float]) -> dict[str, float]:
+def _rates_of_parts(run: Run, rates: Mapping[str, float]) -> dict[str, float]:
     """The rates by part. Public modules name their groups text_encoder, textencoder, unet, unet plus and the like, or,
     in the older style, not at all: then the rates are those the module was asked to train at."""
     found: dict[str, float] = {}
@@ -52,21 +85,21 @@ def _rates_of_parts(run: NetworkRun, rates: Mapping[str, float]) -> dict[str, fl
         for part in _PARTS:
             if name.replace("_", "").startswith(part.replace("_", "")):
                 found.setdefault(part, rate)
-    if found:
+    if found or not isinstance(run, NetworkRun):
         return found
-    network, rate = run.network, run.optimizer.learning_rate
+    network, rate = run.network, run.options.optimizer.learning_rate
     asked = {"text_encoder": network.text_encoder_lr or rate, "unet": network.unet_lr or rate}
     trains = {"text_encoder": not network.network_train_unet_only, "unet": not network.network_train_text_encoder_only}
     return {part: asked[part] for part in _PARTS if trains[part]}
 
 
-def _optimizer_in_force(run: NetworkRun, name: str) -> str:
+def _optimizer_in_force(run: Run, name: str) -> str:
     """The optimizer's class, with the arguments it was given behind it."""
-    arguments = run.optimizer.optimizer_args
+    arguments = run.options.optimizer.optimizer_args
     return f"{name}({','.join(arguments)})" if arguments else name
 
 
-def _dataset_values(run: NetworkRun, plan: RunPlan) -> dict[str, Any]:
+def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
     """The values that the datasets decide. Those of one dataset stand for all where readers know only one."""
     index, first = run.index, run.index.datasets[0]
     uses = index.repeats.astype(np.int64)
@@ -81,17 +114,18 @@ def _dataset_values(run: NetworkRun, plan: RunPlan) -> dict[str, Any]:
         "ss_bucket_no_upscale": first.bucketing is not None and first.bucketing.no_upscale,
         "ss_min_bucket_reso": first.bucketing.min_size if first.bucketing else None,
         "ss_max_bucket_reso": first.bucketing.max_size if first.bucketing else None,
+        **{f"ss_{name}": value for name, value in _caption_changes(first.subsets[0]).items()},
         "ss_dataset_dirs": dataset_dirs(index),
         "ss_reg_dataset_dirs": reg_dataset_dirs(index),
         "ss_tag_frequency": tag_frequency(index),
         "ss_bucket_info": bucket_info(index, run.placements),
     }
-    if run.data.dataset_config is not None:
+    if run.options.data.dataset_config is not None:
         values["ss_datasets"] = json.dumps([_dataset_summary(run, number) for number in range(len(index.datasets))])
     return values
 
 
-def _dataset_summary(run: NetworkRun, number: int) -> dict[str, Any]:
+def _dataset_summary(run: Run, number: int) -> dict[str, Any]:
     dataset = run.index.datasets[number]
     return {
         "batch_size_per_device": dataset.batch_size,
@@ -103,7 +137,18 @@ def _dataset_summary(run: NetworkRun, number: int) -> dict[str, Any]:
                 "num_repeats": subset.num_repeats,
                 "class_tokens": subset.class_tokens,
                 "is_reg": subset.is_reg,
+                **_caption_changes(subset),
             }
             for subset in dataset.subsets
         ],
+    }
+
+
+def _caption_changes(subset: SubsetConfig) -> dict[str, Any]:
+    changes = subset.caption_changes
+    return {
+        "shuffle_caption": changes.shuffle,
+        "keep_tokens": changes.keep_tokens,
+        "caption_tag_dropout_rate": changes.tag_dropout_rate,
+        "caption_dropout_rate": changes.dropout_rate,
     }

@@ -4,56 +4,41 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from library.checkpoint.naming import last_file, log_file
+from library.core.atomic_io import size_on_disk
 from library.core.device import check_precision
 from library.core.errors import Problems, UserError
 from library.core.optional import import_optional
 from library.data.config import Description, read_description
 from library.data.index import ImageIndex, build_index
-from library.data.placement import Placements, place_all
+from library.data.placement import place_all
 from library.methods.network import check_network_options
+from library.models.forms import choose_form, target_for
+from library.models.hub import fetch_weights, locate
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
+from library.models.topology import FAMILIES
 from library.optim.optimizers import parse_optimizer_args
-from library.options.combinations import check_length, check_network_parts
+from library.options.combinations import check_length, check_network_parts, check_text
 from library.options.data import DataOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
 from library.options.parse import OptionValues
+from library.options.saving import ModelSavingOptions
+from library.options.text import TextOptions
 from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.training.run import BaseModel, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
+
+if TYPE_CHECKING:
+    from library.models.vae_source import VaeIdentity
 
 NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
+_MODEL_FLAG, _VAE_FLAG = "--pretrained_model_name_or_path", "--vae"
 
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class OutputFiles:
-    """Where the run writes."""
-
-    network: Path
-    log: Path
-
-
-@dataclass(frozen=True)
-class NetworkRun:
-    """A run of train_network.py that was found to be in order."""
-
-    model: ModelOptions
-    data: DataOptions
-    network: NetworkOptions
-    training: TrainingOptions
-    optimizer: OptimizerOptions
-    output: OutputOptions
-    identity: ModelIdentity
-    prediction_type: str
-    description: Description
-    index: ImageIndex
-    placements: Placements
-    files: OutputFiles
 
 
 def check_network_run(options: OptionValues) -> NetworkRun:
@@ -63,41 +48,34 @@ def check_network_run(options: OptionValues) -> NetworkRun:
         UserError: with everything that was found.
     """
     problems = Problems()
-    model, data = options.of(ModelOptions), options.of(DataOptions)
-    network, training, output = options.of(NetworkOptions), options.of(TrainingOptions), options.of(OutputOptions)
-    check_length(training, problems)
+    asked, network = _run_options(options), options.of(NetworkOptions)
     check_network_parts(network, problems)
-    optimizer = options.of(OptimizerOptions)
     _attempt(problems, lambda: check_network_options(network))
-    _attempt(problems, lambda: check_precision(training.mixed_precision))
-    _attempt(problems, lambda: parse_optimizer_args(optimizer.optimizer_args))
-    files = _check_output(output, problems)
-    if output.logging_dir is not None:
-        _attempt(problems, lambda: import_optional("tensorboard", "tensorboard", "--logging_dir"))
-    base = _attempt(problems, lambda: _check_base_model(model))
-    pictures = _attempt(problems, lambda: _check_pictures(data))
-    if base is None or pictures is None or problems:
-        raise UserError(problems)
-    return NetworkRun(
-        model=model,
-        data=data,
-        network=network,
-        training=training,
-        optimizer=optimizer,
-        output=output,
-        identity=base.identity,
-        prediction_type=base.prediction_type,
-        description=pictures.description,
-        index=pictures.index,
-        placements=place_all(pictures.index),
-        files=files,
-    )
+    found = _check_common(asked, problems)
+    output = asked.output
+    files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ".safetensors"))
+    _check_output(output, files, NEEDED_SPACE, problems)
+    return NetworkRun(**vars(_run(asked, found, files, problems)), network=network)
 
 
-@dataclass(frozen=True)
-class _BaseModel:
-    identity: ModelIdentity
-    prediction_type: str
+def check_full_model_run(options: OptionValues) -> FullModelRun:
+    """Checks options, base model, dataset and output of train_db.py.
+
+    Raises:
+        UserError: with everything that was found.
+    """
+    problems = Problems()
+    asked, saving = _run_options(options), options.of(ModelSavingOptions)
+    found = _check_common(asked, problems)
+    output = asked.output
+    # where the base model is not understood, its form is not known either; the other checks still have their say
+    loaded = found.base.identity.form if found.base else saving.save_model_as or "safetensors"
+    form = _attempt(problems, lambda: choose_form(saving.save_model_as, saving.use_safetensors, loaded)) or loaded
+    stem = last_file(Path(str(output.output_dir)), output.output_name, "").name
+    files = _files(output, target_for(Path(str(output.output_dir)), stem, form).path)
+    size = size_on_disk(found.base.identity.path) if found.base else 0
+    _check_output(output, files, NEEDED_SPACE + 2 * size, problems)  # the weights may double, in float32
+    return FullModelRun(**vars(_run(asked, found, files, problems)), saving=saving, form=form)
 
 
 @dataclass(frozen=True)
@@ -106,9 +84,80 @@ class _Pictures:
     index: ImageIndex
 
 
-def _check_base_model(model: ModelOptions) -> _BaseModel:
-    identity = identify(Path(str(model.pretrained_model_name_or_path)))
-    return _BaseModel(identity, resolve_prediction_type(identity, model.v2, model.v_parameterization))
+@dataclass(frozen=True)
+class _Found:
+    """What the checks of model and pictures gave; None where they found mistakes."""
+
+    base: BaseModel | None
+    pictures: _Pictures | None
+
+
+def _run_options(options: OptionValues) -> RunOptions:
+    return RunOptions(
+        model=options.of(ModelOptions),
+        data=options.of(DataOptions),
+        text=options.of(TextOptions),
+        training=options.of(TrainingOptions),
+        optimizer=options.of(OptimizerOptions),
+        output=options.of(OutputOptions),
+    )
+
+
+def _check_common(asked: RunOptions, problems: Problems) -> _Found:
+    """What every script's run has to get right."""
+    check_length(asked.training, problems)
+    check_text(asked.text, problems)
+    _attempt(problems, lambda: check_precision(asked.training.mixed_precision))
+    _attempt(problems, lambda: parse_optimizer_args(asked.optimizer.optimizer_args))
+    if asked.output.logging_dir is not None:
+        _attempt(problems, lambda: import_optional("tensorboard", "tensorboard", "--logging_dir"))
+    base = check_base_model(asked.model, problems)
+    if base is not None:
+        _check_clip_skip(base.identity, asked.text, problems)
+    return _Found(base, _attempt(problems, lambda: _check_pictures(asked.data)))
+
+
+def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:
+    if found.base is None or found.pictures is None or problems:
+        raise UserError(problems)
+    index = found.pictures.index
+    return Run(asked, found.base, found.pictures.description, index, place_all(index), files)
+
+
+def check_base_model(model: ModelOptions, problems: Problems) -> BaseModel | None:
+    """What `--pretrained_model_name_or_path` and `--vae` name; None, with the mistakes gathered, if it is unclear."""
+    located = _attempt(problems, lambda: locate(str(model.pretrained_model_name_or_path), _MODEL_FLAG))
+    identity = _attempt(problems, lambda: identify(located.path)) if located else None
+    vae = _attempt(problems, lambda: _find_vae(str(model.vae))) if model.vae is not None else None
+    if located is None or identity is None:
+        return None
+    predicts = _attempt(problems, lambda: resolve_prediction_type(identity, model.v2, model.v_parameterization))
+    if predicts is None:
+        return None
+    named = replace(identity, name=located.repo_id or identity.name)
+    return BaseModel(named, predicts, located.repo_id, *(vae or ()))
+
+
+def _find_vae(name: str) -> tuple[VaeIdentity, str]:
+    """The VAE that is named, and its name without folders. One of the Hub is fetched at once: it is small."""
+    from library.models.vae_source import identify_vae  # with diffusers, which takes seconds to import
+
+    located = locate(name, _VAE_FLAG)
+    if located.repo_id is not None:
+        return identify_vae(fetch_weights(located.repo_id, _VAE_FLAG, ("vae",))), located.repo_id
+    return identify_vae(located.path), located.path.name
+
+
+def _check_clip_skip(identity: ModelIdentity, text: TextOptions, problems: Problems) -> None:
+    if text.clip_skip is None:
+        return
+    layers = FAMILIES[identity.family].text_layers
+    if identity.family == "sd2":
+        what = f"{identity.path} is Stable Diffusion 2.x, which always uses the penultimate layer of its text encoder"
+        problems.add(what, "--clip_skip", "remove --clip_skip")
+    elif text.clip_skip > layers:
+        what = f"the text encoder has {layers} layers, layer {text.clip_skip} from the end does not exist"
+        problems.add(what, "--clip_skip", "give 1 or 2, as the base model was trained")
 
 
 def _check_pictures(data: DataOptions) -> _Pictures:
@@ -130,9 +179,12 @@ def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None
         return None
 
 
-def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:
+def _files(output: OutputOptions, result: Path) -> OutputFiles:
+    return OutputFiles(result, log_file(Path(str(output.output_dir)), output.output_name))
+
+
+def _check_output(output: OutputOptions, files: OutputFiles, needed_space: int, problems: Problems) -> None:
     folder = Path(str(output.output_dir))
-    files = OutputFiles(last_file(folder, output.output_name, ".safetensors"), log_file(folder, output.output_name))
     folders = {"--output_dir": folder}
     if output.logging_dir is not None:
         folders["--logging_dir"] = Path(output.logging_dir)
@@ -143,17 +195,16 @@ def _check_output(output: OutputOptions, problems: Problems) -> OutputFiles:
             problems.add(f"{file} is a file, a folder is needed", flag, "name another folder")
             blocked = True
     if blocked:
-        return files
+        return
     # a log alone is left of a run that was stopped; it stands in nobody's way
-    if files.network.exists() and not output.overwrite:
+    if files.result.exists() and not output.overwrite:
         problems.add(
-            f"{files.network} of an earlier run would be lost",
+            f"{files.result} of an earlier run would be lost",
             "--output_dir, --output_name",
             "choose another --output_name, move the old file away, or give --overwrite",
         )
     nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(nearest).free
-    if free < NEEDED_SPACE:
-        fix = f"free {NEEDED_SPACE >> 20} MiB or choose another folder"
+    if free < needed_space:
+        fix = f"free {needed_space >> 20} MiB or choose another folder"
         problems.add(f"only {free >> 20} MiB are free on its disk", "--output_dir", fix)
-    return files

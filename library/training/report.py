@@ -7,21 +7,23 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from library.core.atomic_io import size_on_disk
 from library.core.device import peak_memory_mib
 from library.core.wording import some_of
-from library.data.index import ImageIndex
 from library.data.planner import Planner
 from library.data.report import describe_dataset
-from library.text.tokenizer import TEXT_LENGTH, CaptionTokenizer
-from library.training.preflight import NetworkRun
+from library.options.text import LONGEST, WEBUI_SPLITTING
+from library.text.tokenizer import CaptionTokenizer
+from library.text.weighting import has_unbalanced_brackets
 from library.training.progress import RunPlan
+from library.training.run import NetworkRun, Run
 from library.training.trainer import Trainer
 
 _NAMES_TOLD = 3
 
 
 def start_report(
-    run: NetworkRun,
+    run: Run,
     planner: Planner,
     plan: RunPlan,
     tokenizer: CaptionTokenizer,
@@ -30,50 +32,92 @@ def start_report(
 ) -> list[str]:
     """Pictures, buckets, steps, what trains at which rate, where files go."""
     lines = [*run.description.notes, *describe_dataset(run.index, run.placements, planner)]
-    lines += _long_caption_lines(run.index, tokenizer)
-    lines.append(_model_line(run))
+    lines += _long_caption_lines(run, tokenizer) + _bracket_lines(run)
+    lines += [*_model_lines(run), _text_line(run)]
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"trains: {group['name']}, {count:,} weights at rate {group['lr']:g}")
-    if run.training.max_train_epochs is not None and run.training.max_train_steps is not None:
+    if run.options.training.max_train_epochs is not None and run.options.training.max_train_steps is not None:
         lines.append("length: --max_train_epochs wins over --max_train_steps, both are given")
     batch = " + ".join(str(dataset.batch_size) for dataset in run.index.datasets)
     lines.append(
         f"length: {plan.total_updates} updates in {plan.epochs} epoch(s) of {plan.updates_per_epoch};"
         f" an update is batch {batch} x accumulation {plan.accumulation} x processes {plan.processes}"
     )
-    lines.append(
-        f"runs on: {accelerator.device}, mixed precision {run.training.mixed_precision}, seed {run.training.seed}"
-    )
-    tensorboard = f", TensorBoard below {run.output.logging_dir}" if run.output.logging_dir else ""
-    lines.append(f"writes: {run.files.network}, log {run.files.log}{tensorboard}")
+    training, logging_dir = run.options.training, run.options.output.logging_dir
+    lines.append(f"runs on: {accelerator.device}, mixed precision {training.mixed_precision}, seed {training.seed}")
+    tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
+    lines.append(f"writes: {run.files.result}, log {run.files.log}{tensorboard}")
     return lines
 
 
-def summary(run: NetworkRun, trainer: Trainer, seconds: float) -> list[str]:
+def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
     """What was made, how fast, and what to do with it."""
-    lines = [f"saved {run.files.network} ({run.files.network.stat().st_size / 1e6:.1f} MB)"]
+    lines = [f"saved {run.files.result} ({size_on_disk(run.files.result) / 1e6:.1f} MB)"]
     speed = f"{trainer.progress.step} updates in {seconds:.0f} s"
     peak = peak_memory_mib(trainer.accelerator.device)
     lines.append(speed if peak is None else f"{speed}, at most {peak:.0f} MiB on the card")
-    lines.append("next: copy it into models/Lora of the Web UI (models/loras of ComfyUI), or load it in Diffusers")
+    lines.append(f"next: {_next_step(run)}")
     return lines
 
 
-def _long_caption_lines(index: ImageIndex, tokenizer: CaptionTokenizer) -> list[str]:
+def _next_step(run: Run) -> str:
+    if isinstance(run, NetworkRun):
+        return "copy it into models/Lora of the Web UI (models/loras of ComfyUI), or load it in Diffusers"
+    if run.files.result.is_dir():
+        return "load it with StableDiffusionPipeline.from_pretrained of Diffusers"
+    yaml = " with the .yaml beside it" if run.base.identity.family == "sd2" else ""
+    return f"copy it{yaml} into models/Stable-diffusion of the Web UI (models/checkpoints of ComfyUI)"
+
+
+def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     """Captions that the text encoder cannot read to their end."""
-    counts = tokenizer.count_tokens([index.caption(i) for i in range(len(index))])
-    long = [index.names[i] for i, count in enumerate(counts) if count > TEXT_LENGTH]
+    index, limit = run.index, run.options.text.max_token_length
+    lost = tokenizer.count_lost([index.caption(i) for i in range(len(index))])
+    long = [index.names[i] for i, count in enumerate(lost) if count > 0]
     if not long:
         return []
+    advice = "" if limit == LONGEST else "; --max_token_length 150 or 225 reads more"
     names = some_of(long[:_NAMES_TOLD], len(long))
-    return [f"warning: {len(long)} captions are longer than {TEXT_LENGTH} tokens; the rest is not read: {names}"]
+    what = f"{len(long)} captions do not fit into {limit} tokens; the rest is not read"
+    return [f"warning: {what} ({sum(lost)} tokens): {names}{advice}"]
 
 
-def _model_line(run: NetworkRun) -> str:
-    family = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x"}[run.identity.family]
-    predicts = "v" if run.prediction_type == "v_prediction" else "noise (epsilon)"
-    line = f"model: {run.identity.path.name}, {family}, predicts {predicts}"
-    if run.identity.prediction_type is None and run.prediction_type == "epsilon":
-        line += "; its file cannot tell: give --v_parameterization for a 768-v model"
+def _bracket_lines(run: Run) -> list[str]:
+    """Captions whose weights may not mean what was meant."""
+    if not run.options.text.weighted_captions:
+        return []
+    index = run.index
+    odd = [index.names[i] for i in range(len(index)) if has_unbalanced_brackets(index.caption(i))]
+    if not odd:
+        return []
+    names = some_of(odd[:_NAMES_TOLD], len(odd))
+    return [
+        f"warning: {len(odd)} captions have brackets without a partner, which count to the end of the caption: {names};"
+        r" write \( and \) for brackets that are no weights"
+    ]
+
+
+def _text_line(run: Run) -> str:
+    text = run.options.text
+    layer = "penultimate" if run.base.identity.family == "sd2" else f"{text.clip_skip or 1} from the end"
+    line = f"captions: {text.max_token_length} tokens, text encoder layer: {layer}"
+    if text.prompt_splitting == WEBUI_SPLITTING:
+        line += ", split as in the Web UI"
+    if text.weighted_captions:
+        line += f", weighted, mean {'restored' if text.restore_weighted_mean else 'not restored'}"
+    if text.no_token_padding:
+        line += ", padded to the longest of a batch only"
     return line
+
+
+def _model_lines(run: Run) -> list[str]:
+    base = run.base
+    family = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x"}[base.identity.family]
+    predicts = "v" if base.prediction_type == "v_prediction" else "noise (epsilon)"
+    source = f", told by {base.identity.told_by}" if base.identity.told_by else ""
+    lines = [f"model: {base.identity.name}, {family}, predicts {predicts}{source}"]
+    lines += [f"note: {note}" for note in base.identity.notes]
+    if base.vae is not None:
+        lines.append(f"VAE: {base.vae_name} instead of the model's own")
+    return lines

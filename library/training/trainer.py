@@ -85,6 +85,7 @@ class Trainer:
                 batch.noise,
                 batch.timesteps,
                 batch.input_ids,
+                batch.token_weights,
                 batch.loss_weights,
                 self.method.trains_text_encoder(self.progress.step),
             )

@@ -114,7 +114,7 @@ def plain_run(train: Train, home: Path) -> Finished:
     """
     file = home / "set.toml"
     file.write_text(text, encoding="utf-8")
-    words = ["--dataset_config", str(file), "--max_train_steps", "3", "--network_train_unet_only"]
+    words = ["--dataset_config", str(file), "--max_train_steps", "3", "--network_train_unet_only", "--v2"]
     return train("sd2", "plain", *words)
 
 
@@ -148,7 +148,7 @@ def test_every_key_holds_what_really_happened(full_run: Finished, models: dict[s
             "ss_v2": "False",
             "ss_base_model_version": "sd_v1",
             "ss_clip_skip": "None",
-            "ss_max_token_length": "None",
+            "ss_max_token_length": "75",
             "ss_cache_latents": "True",
             "ss_seed": "7",
             "ss_noise_offset": "None",
@@ -235,18 +235,21 @@ def test_hashes_are_those_of_the_file(full_run: Finished) -> None:
 
 def test_a_run_with_a_dataset_file_describes_its_datasets(plain_run: Finished) -> None:
     told = plain_run.metadata
+    same = {"shuffle_caption": False, "keep_tokens": 0, "caption_tag_dropout_rate": 0.0, "caption_dropout_rate": 0.0}
     assert json.loads(told["ss_datasets"]) == [
         {
             "batch_size_per_device": 2,
             "resolution": [64, 64],
             "enable_bucket": False,
-            "subsets": [{"image_dir": "3_shs cat", "num_repeats": 4, "class_tokens": "shs cat", "is_reg": False}],
+            "subsets": [
+                {"image_dir": "3_shs cat", "num_repeats": 4, "class_tokens": "shs cat", "is_reg": False, **same}
+            ],
         },
         {
             "batch_size_per_device": 1,
             "resolution": [128, 64],
             "enable_bucket": True,
-            "subsets": [{"image_dir": "2_cat", "num_repeats": 1, "class_tokens": "cat", "is_reg": False}],
+            "subsets": [{"image_dir": "2_cat", "num_repeats": 1, "class_tokens": "cat", "is_reg": False, **same}],
         },
     ]
     assert json.loads(told["ss_dataset_dirs"]) == {
@@ -271,7 +274,7 @@ def test_a_part_that_did_not_train_has_no_rate(plain_run: Finished) -> None:
     ("kind", "words", "architecture", "version", "prediction_type"),
     [
         ("sd1", [], "stable-diffusion-v1/lora", "sd_v1", "epsilon"),
-        ("sd2", [], "stable-diffusion-v2-512/lora", "sd_v2_512", "epsilon"),
+        ("sd2", ["--v2"], "stable-diffusion-v2-512/lora", "sd_v2_512", "epsilon"),
         ("sd2_v", ["--v_parameterization"], "stable-diffusion-v2-768-v/lora", "sd_v2_768_v", "v"),
     ],
 )

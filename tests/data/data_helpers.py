@@ -10,6 +10,7 @@ from PIL import Image
 
 from library.core.sizes import Size
 from library.data.buckets import BucketLimits
+from library.data.caption_changes import CaptionChanges
 from library.data.config import DatasetConfig, Description, SubsetConfig
 from library.data.index import ImageIndex, build_index
 
@@ -32,6 +33,7 @@ def make_subset(folder: Path, **changes: object) -> SubsetConfig:
         "is_reg": False,
         "caption_extensions": (".txt", ".caption"),
         "allow_missing_captions": False,
+        "caption_changes": CaptionChanges(),
     }
     return SubsetConfig(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -58,10 +60,22 @@ def make_world(root: Path, num_repeats: int = 2) -> ImageIndex:
     return index_of(make_dataset(training, reg), prior_loss_weight=0.5)
 
 
-def toy_tokenize(captions: list[str]) -> torch.Tensor:
-    """Token ids that depend on the text only; defined here so that spawned workers can import it."""
-    rows = [[sum(caption.encode()) % 1000 + column for column in range(77)] for caption in captions]
-    return torch.tensor(rows, dtype=torch.int64)
+def toy_tokenize(captions: list[str]) -> tuple[torch.Tensor, None]:
+    """The number of the caption's bytes and then the bytes, in two chunks of 77; spawned workers can import it."""
+    rows = [[len(caption.encode()), *caption.encode()] for caption in captions]
+    ids = [row + [0] * (2 * 77 - len(row)) for row in rows]
+    return torch.tensor(ids, dtype=torch.int64).reshape(-1, 2, 77), None
+
+
+def toy_tokenize_with_weights(captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `toy_tokenize`, with weights that depend on the ids."""
+    input_ids, _ = toy_tokenize(captions)
+    return input_ids, input_ids / 100 + 1
+
+
+def captions_in(input_ids: torch.Tensor) -> list[str]:
+    """The captions that `toy_tokenize` was given."""
+    return [bytes(row[1 : row[0] + 1]).decode() for row in input_ids.flatten(1).tolist()]
 
 
 def toy_encode(pixels: torch.Tensor, latent_noise: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,10 @@ import pytest
 from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.buckets import BucketLimits
+from library.data.caption_changes import CaptionChanges
 from library.data.config import Description, describe
 from library.options.data import DataOptions
+from library.options.parse import parse_options
 from tests.data.data_helpers import save_picture
 
 LEVELS = ("subset", "dataset", "general", "command line")
@@ -200,7 +202,114 @@ def test_regularisation_alone_is_refused(tmp_path: Path) -> None:
         describe_toml(tmp_path, text)
 
 
+CHANGE_LINES = """
+shuffle_caption = {shuffle}
+keep_tokens = {keep}
+caption_tag_dropout_rate = {tags}
+caption_dropout_rate = {whole}
+"""
+
+
+def test_caption_changes_come_from_every_level(tmp_path: Path) -> None:
+    text = f"""
+[general]
+{CHANGE_LINES.format(shuffle="true", keep=1, tags=0.1, whole=0.2)}
+[[datasets]]
+[[datasets.subsets]]
+image_dir = "a"
+[[datasets.subsets]]
+image_dir = "b"
+shuffle_caption = false
+caption_dropout_rate = 0
+[[datasets]]
+{CHANGE_LINES.format(shuffle="false", keep=2, tags=1, whole=0.0)}
+[[datasets.subsets]]
+image_dir = "c"
+"""
+    first, second = describe_toml(tmp_path, text, resolution=Size(512, 512), keep_tokens=7).datasets
+    assert [subset.caption_changes for subset in (*first.subsets, *second.subsets)] == [
+        CaptionChanges(True, 1, 0.1, 0.2),
+        CaptionChanges(False, 1, 0.1, 0.0),
+        CaptionChanges(False, 2, 1.0, 0.0),
+    ]
+
+
+def test_caption_changes_from_the_command_line(parent: Path) -> None:
+    words = ["--train_data_dir", str(parent), "--resolution", "512", "--shuffle_caption", "--keep_tokens", "2"]
+    words += ["--caption_tag_dropout_rate", "0.25", "--caption_dropout_rate", "1"]
+    options = parse_options("train_network.py", "", (DataOptions,), words).of(DataOptions)
+    subsets = describe(options).datasets[0].subsets
+    assert [subset.caption_changes for subset in subsets] == [CaptionChanges(True, 2, 0.25, 1.0)] * 2
+    unchanged = describe(old_style(parent)).datasets[0].subsets
+    assert [subset.caption_changes for subset in unchanged] == [CaptionChanges()] * 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("keep_tokens", "-1", "must be 0 or more"),
+        ("caption_tag_dropout_rate", "1.5", "must be between 0 and 1"),
+        ("caption_dropout_rate", "-0.5", "must be between 0 and 1"),
+    ],
+)
+def test_wrong_numbers_on_the_command_line(flag: str, value: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        parse_options("train_network.py", "", (DataOptions,), [f"--{flag}={value}"])
+    assert f"--{flag}" in str(error.value)
+
+
+NO_EFFECT = "keep_tokens has no effect"
+
+
+def test_kept_tags_without_changes_are_refused_where_they_were_asked_for(tmp_path: Path, parent: Path) -> None:
+    told = described(old_style(parent, keep_tokens=1, caption_dropout_rate=0.5))
+    assert f"--keep_tokens: {NO_EFFECT}" in told
+    describe(old_style(parent, keep_tokens=1, caption_tag_dropout_rate=0.5))
+    describe(old_style(parent, keep_tokens=1, shuffle_caption=True))
+    text = """
+[general]
+keep_tokens = 1
+[[datasets]]
+resolution = 512
+[[datasets.subsets]]
+image_dir = 'a'
+[[datasets.subsets]]
+image_dir = 'b'
+keep_tokens = 2
+"""
+    with pytest.raises(UserError) as error:
+        describe_toml(tmp_path, text)
+    assert [NO_EFFECT in str(problem) for problem in error.value.problems] == [True, True]
+    assert "line 3" in str(error.value) and "line 10" in str(error.value)
+
+
+def test_kept_tags_may_be_idle_in_one_folder_of_several(tmp_path: Path) -> None:
+    text = """
+[general]
+keep_tokens = 1
+shuffle_caption = true
+[[datasets]]
+resolution = 512
+[[datasets.subsets]]
+image_dir = 'a'
+[[datasets.subsets]]
+image_dir = 'reg'
+is_reg = true
+shuffle_caption = false
+[[datasets.subsets]]
+image_dir = 'sentences'
+keep_tokens = 0
+shuffle_caption = false
+"""
+    kept = [subset.caption_changes.keep_tokens for subset in describe_toml(tmp_path, text).datasets[0].subsets]
+    assert kept == [1, 1, 0]
+
+
 def test_bad_value_does_not_draw_a_second_complaint(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         describe_toml(tmp_path, "[[datasets]]\nresolution = 'big'\n[[datasets.subsets]]\nimage_dir = 'a'\n")
+    assert len(error.value.problems) == 1
+    with pytest.raises(UserError) as error:
+        text = "[[datasets]]\nresolution = 512\nkeep_tokens = 1\nshuffle_caption = 'yes'\n"
+        describe_toml(tmp_path, text + "[[datasets.subsets]]\nimage_dir = 'a'\n")
     assert len(error.value.problems) == 1

@@ -11,12 +11,23 @@ from torch import Tensor
 
 from library.core.errors import UserError
 from library.data.batch import Batch
+from library.data.caption_changes import CaptionChanges, split_tags
 from library.data.dataset import LatentStore, TrainingDataset, make_loader
 from library.data.index import ImageIndex
 from library.data.latents import fill_memory_store
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
-from tests.data.data_helpers import make_world, toy_encode, toy_tokenize
+from tests.data.data_helpers import (
+    captions_in,
+    index_of,
+    make_dataset,
+    make_subset,
+    make_world,
+    save_picture,
+    toy_encode,
+    toy_tokenize,
+    toy_tokenize_with_weights,
+)
 
 SEED = 11
 
@@ -57,7 +68,8 @@ def test_batch_has_the_shapes_it_promises(tmp_path: Path) -> None:
         latent_shape = (count, 4, height // 8, width // 8)
         assert batch.pixels.shape[:2] == (count, 3) and batch.pixels.abs().max() <= 1
         assert batch.noise.shape == batch.latent_noise.shape == latent_shape
-        assert batch.input_ids.shape == (count, 77) and batch.timesteps.dtype == torch.int64
+        assert batch.input_ids.shape == (count, 2, 77) and batch.token_weights is None
+        assert batch.timesteps.dtype == torch.int64
         assert ((batch.timesteps >= 0) & (batch.timesteps < 1000)).all()
         assert torch.equal(batch.loss_weights, torch.where(batch.is_reg, 0.5, 1.0))
 
@@ -97,6 +109,92 @@ def test_moved_folders_and_global_random_state_change_nothing(tmp_path: Path) ->
     there = batches_of(make_world(tmp_path / "b"), None)
     assert torch.equal(torch.get_rng_state(), state)
     assert_equal(here, there)
+
+
+TAGS = ["mira cat", "sofa", "(red, [blue, green])", "window", "evening"]
+KEPT_FIRST = CaptionChanges(shuffle=True, keep_tokens=1)
+
+
+def tagged_world(root: Path, caption_changes: CaptionChanges, num_repeats: int = 3) -> ImageIndex:
+    """Four pictures with a caption file, three that take their caption from the class tokens, in two folders."""
+    for number in range(4):
+        save_picture(root / "files" / f"{number}.png", seed=number)
+        (root / "files" / f"{number}.txt").write_text(", ".join([str(number), *TAGS]), encoding="utf-8")
+    for number in range(3):
+        save_picture(root / "named" / f"n{number}.png", seed=number)
+    files = make_subset(root / "files", num_repeats=num_repeats, caption_changes=caption_changes)
+    named = make_subset(root / "named", class_tokens=", ".join(["n", *TAGS]), caption_changes=KEPT_FIRST)
+    return index_of(make_dataset(files, named))
+
+
+def uses_of(index: ImageIndex, workers: int = 0, is_cached: bool = False) -> list[tuple[int, str, str]]:
+    """Epoch, file name and caption of every use in three epochs."""
+    placements = place_all(index)
+    store = fill_memory_store(index, placements, toy_encode, SEED, workers=0) if is_cached else None
+    updates = 3 * Planner(index, placements, [2], SEED).updates_per_epoch
+    return [
+        (batch.epoch, name, caption)
+        for batch in batches_of(index, store, workers, updates=updates)
+        for name, caption in zip(batch.names, captions_in(batch.input_ids), strict=True)
+    ]
+
+
+def test_captions_are_shuffled_at_every_use_of_epoch_and_repeat(tmp_path: Path) -> None:
+    uses = uses_of(tagged_world(tmp_path, KEPT_FIRST))
+    assert len(uses) == 3 * (4 * 3 + 3)
+    for _, name, caption in uses:
+        first, *others = split_tags(caption)
+        assert first == ("n" if name.startswith("n") else name[0])
+        assert sorted(others) == sorted(TAGS)
+    orders = {(epoch, caption) for epoch, name, caption in uses if name == "0.png"}
+    assert len(orders) == 9  # of 120 orders; the seed is fixed
+    assert len({caption for _, caption in orders}) >= 8
+    assert len({caption for _, name, caption in uses if name == "n0.png"}) == 3  # class tokens are captions like others
+
+
+@pytest.mark.parametrize(("workers", "is_cached"), [(1, False), (2, False), (0, True), (2, True)])
+def test_workers_and_cache_change_no_caption(tmp_path: Path, workers: int, is_cached: bool) -> None:
+    asked = CaptionChanges(shuffle=True, keep_tokens=1, tag_dropout_rate=0.3, dropout_rate=0.2)
+    index = tagged_world(tmp_path, asked)
+    assert uses_of(index, workers, is_cached) == uses_of(index)
+
+
+def test_captions_do_not_depend_on_batch_or_process(tmp_path: Path) -> None:
+    index = tagged_world(tmp_path, KEPT_FIRST)
+    placements = place_all(index)
+    dataset = TrainingDataset(index, placements, toy_tokenize, None, SEED)
+
+    def uses(batch_size: int, processes: int) -> set[tuple[str, str]]:
+        requests = Planner(index, placements, [batch_size], SEED, 1, processes).epoch_plan(1)
+        batches = [dataset[request] for request in requests]
+        return {use for batch in batches for use in zip(batch.names, captions_in(batch.input_ids), strict=True)}
+
+    assert uses(2, 1) == uses(5, 1) == uses(2, 2)
+
+
+def test_captions_without_changes_keep_their_bytes(tmp_path: Path) -> None:
+    uses = uses_of(tagged_world(tmp_path, CaptionChanges()))
+    files = {(name, caption) for _, name, caption in uses if not name.startswith("n")}
+    assert files == {(f"{number}.png", ", ".join([str(number), *TAGS])) for number in range(4)}
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.0, (0, 0)), (0.5, (0.3, 0.7)), (1.0, (1, 1))])
+def test_captions_are_dropped_as_often_as_asked(tmp_path: Path, rate: float, share: tuple[float, float]) -> None:
+    uses = uses_of(tagged_world(tmp_path, CaptionChanges(dropout_rate=rate), num_repeats=10))
+    captions = [caption for _, name, caption in uses if not name.startswith("n")]
+    assert len(captions) == 120 and share[0] <= captions.count("") / 120 <= share[1]
+    assert all(caption for _, name, caption in uses if name.startswith("n"))  # the other folder asks for none
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_weights_come_with_their_tokens(tmp_path: Path, workers: int) -> None:
+    index = make_world(tmp_path)
+    placements = place_all(index)
+    dataset = TrainingDataset(index, placements, toy_tokenize_with_weights, None, SEED)
+    stream = RequestStream(Planner(index, placements, [2], SEED), 0, 4)
+    for batch in make_loader(dataset, stream, workers, pin_memory=False):
+        assert batch.token_weights is not None and batch.token_weights.shape == batch.input_ids.shape
+        assert torch.equal(batch.token_weights, batch.input_ids / 100 + 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

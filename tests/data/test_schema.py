@@ -63,6 +63,13 @@ def test_good_file_is_converted(tmp_path: Path) -> None:
         ("bucket_reso_steps = 12", "multiple of 8"),
         ("image_dir = 'dogs'", "move it to [[datasets.subsets]]"),
         ("caption_extension = 'txt'", "must begin with a dot"),
+        ("shuffle_caption = 1", "true or false is expected"),
+        ("keep_tokens = -1", "must be 0 or more"),
+        ("keep_tokens = 1.5", "a whole number is expected"),
+        ("caption_tag_dropout_rate = 1.1", "must be between 0 and 1"),
+        ("caption_dropout_rate = -0.1", "must be between 0 and 1"),
+        ("caption_dropout_rate = nan", "must be between 0 and 1"),
+        ("shufle_caption = true", "did you mean shuffle_caption?"),
     ],
 )
 def test_one_mistake_in_a_dataset(tmp_path: Path, line: str, told: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,14 @@ class LinearUnet(nn.Module):
         return SimpleNamespace(sample=self.weight * latents + timesteps.view(-1, 1, 1, 1) / 1000 + text)
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
         "latents": torch.randn(3, 4, 8, 8, generator=generator) * 5,
         "noise": torch.randn(3, 4, 8, 8, generator=generator),
         "timesteps": torch.tensor([0, 500, 999]),
         "input_ids": torch.randint(0, 50, (3, 77), generator=generator),
+        "token_weights": None,
         "loss_weights": torch.tensor([1.0, 0.5, 2.0]),
     }
 
@@ -42,7 +44,9 @@ def make_objective(prediction_type: str) -> tuple[Objective, nn.Embedding]:
     torch.manual_seed(0)
     text_encoder = nn.Embedding(50, 6)
     unet = LinearUnet()
-    return Objective(unet, text_encoder, lambda model, ids: model(ids), None, prediction_type, SCALE), text_encoder
+    return Objective(
+        unet, text_encoder, lambda model, ids, _weights: model(ids), None, prediction_type, SCALE
+    ), text_encoder
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -51,7 +55,10 @@ def test_loss_equals_the_formula(prediction_type: str) -> None:
     values = batch()
     loss = objective(**values, train_text_encoder=False).detach()
 
-    v = {key: value.double() if value.is_floating_point() else value for key, value in values.items()}
+    v = {
+        key: value.double() if value is not None and value.is_floating_point() else value
+        for key, value in values.items()
+    }
     alphas = scaled_linear_alphas_cumprod().double()[v["timesteps"]].view(-1, 1, 1, 1)
     clean = v["latents"] * SCALE
     noisy = alphas.sqrt() * clean + (1 - alphas).sqrt() * v["noise"]

@@ -11,6 +11,7 @@ from library.models import topology
 from library.models.convert import text_encoder, unet, vae
 from library.models.convert.names import inverted, rename
 from library.models.load import build_text_encoder, build_unet, build_vae
+from library.models.parts import fit, fits
 from library.models.save import single_file_tensors
 from library.models.stable_diffusion import StableDiffusion
 
@@ -81,7 +82,7 @@ def test_vae_agrees_with_diffusers(models_in_memory: dict[str, StableDiffusion])
     single = vae.to_single_file(network.state_dict())
     assert_same(oracle.convert_ldm_vae_checkpoint(dict(single), dict(network.config)), network.state_dict())
     back = {new: t for name, tensor in single.items() for new, t in vae.to_diffusers(name, tensor).items()}
-    assert_same(back, network.state_dict())
+    assert_same(fit(back, network), network.state_dict())
 
 
 def test_sd1_text_encoder_agrees_with_diffusers(models_in_memory: dict[str, StableDiffusion]) -> None:
@@ -111,23 +112,84 @@ def test_the_made_up_layer_changes_nothing(models_in_memory: dict[str, StableDif
     assert not any(output.any() for output in outputs)
 
 
-def test_parts_of_a_fused_tensor_share_no_memory() -> None:
-    fused = torch.arange(12.0).reshape(6, 2)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn))
+def test_parts_of_a_fused_tensor_are_independent_without_a_copy(dtype: torch.dtype) -> None:
+    fused = torch.arange(12.0).reshape(6, 2).to(dtype)
     name = "cond_stage_model.model.transformer.resblocks.4.attn.in_proj_weight"
     parts = text_encoder.to_transformers(name, fused)
     assert list(parts) == [f"encoder.layers.4.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj")]
-    parts["encoder.layers.4.self_attn.q_proj.weight"].zero_()
-    assert torch.equal(fused, torch.arange(12.0).reshape(6, 2))
+    assert torch.equal(torch.cat([part.float() for part in parts.values()]), fused.float())
+    assert {part.untyped_storage().nbytes() for part in parts.values()} == {4 * dtype.itemsize}
+    assert len({part.untyped_storage().data_ptr() for part in parts.values()}) == 3
+    start, size = fused.data_ptr(), fused.nbytes
+    query, key, value = parts.values()
+    assert all(start <= part.data_ptr() < start + size for part in (query, key, value))
+    del fused  # its memory must outlive it
+    query.zero_()
+    assert key.float().tolist() == [[4, 5], [6, 7]] and value.float().tolist() == [[8, 9], [10, 11]]
 
 
-def test_former_attention_names_of_vae_folders_are_read() -> None:
-    path = "decoder.mid_block.attentions.0"
-    weight = torch.arange(4.0).reshape(2, 2)
-    for former, present in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-        (found,) = vae.from_folder(f"{path}.{former}.weight", weight[:, :, None, None]).items()
-        assert found[0] == f"{path}.{present}.weight"
-        assert torch.equal(found[1], weight)
-    assert list(vae.from_folder(f"{path}.group_norm.weight", weight)) == [f"{path}.group_norm.weight"]
+@pytest.mark.parametrize("shape", ((), (1,), (7, 2), (0,)))
+def test_a_fused_tensor_of_a_senseless_shape_is_no_crash(shape: tuple[int, ...]) -> None:
+    name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias"
+    assert text_encoder.to_transformers(name, torch.zeros(shape))
+
+
+FORMER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn", "group_norm": "group_norm"}
+PRESENT = {name: name for name in FORMER}
+IN_CHECKPOINTS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
+
+
+@pytest.mark.parametrize("kernel", ((), (1, 1)), ids=("linear", "convolution"))
+@pytest.mark.parametrize("names", (FORMER, PRESENT, IN_CHECKPOINTS), ids=("former", "present", "in_checkpoints"))
+@pytest.mark.parametrize("layout", ("single_file", "folder"))
+def test_every_form_of_the_vae_attention_is_read(
+    models_in_memory: dict[str, StableDiffusion], layout: str, names: dict[str, str], kernel: tuple[int, ...]
+) -> None:
+    network = models_in_memory["sd1"].vae
+    state = network.state_dict()
+    given = vae.to_single_file(state) if layout == "single_file" else dict(state)
+    for half in ("encoder", "decoder"):
+        for present, name in names.items():
+            for kind in ("weight", "bias"):
+                old = f"{half}.mid_block.attentions.0.{present}.{kind}"
+                place = (
+                    f"first_stage_model.{half}.mid.attn_1" if layout == "single_file" else old.split(f".{present}")[0]
+                )
+                spelt = IN_CHECKPOINTS[present] if layout == "single_file" else present
+                del given[f"{place}.{spelt}.{kind}"]
+                tensor = state[old]
+                given[f"{place}.{name}.{kind}"] = tensor.reshape(*tensor.shape, *kernel) if tensor.ndim > 1 else tensor
+    convert = vae.to_diffusers if layout == "single_file" else vae.from_any
+    found = {new: t for name, tensor in given.items() for new, t in convert(name, tensor).items()}
+    if layout == "folder" and names is IN_CHECKPOINTS:
+        assert found.keys() != state.keys()  # names that no folder ever had stay unknown
+    else:
+        assert_same(fit(found, network), state)
+
+
+def test_every_form_of_the_sd1_text_encoder_is_read(models_in_memory: dict[str, StableDiffusion]) -> None:
+    state = models_in_memory["sd1"].text_encoder.state_dict()
+    for prefix in ("cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."):
+        given = {**{prefix + name: tensor for name, tensor in state.items()}}
+        given[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
+        found = {
+            new: t for name, tensor in given.items() for new, t in text_encoder.to_transformers(name, tensor).items()
+        }
+        assert_same(found, state)
+
+
+def test_forms_that_differ_in_the_kernel_only_fit() -> None:
+    assert (
+        fits((3, 2), (3, 2)) and fits((3, 2, 1, 1), (3, 2)) and fits((3, 2), (3, 2, 1, 1)) and fits((3, 2, 1), (3, 2))
+    )
+    assert (
+        not fits((3, 2, 3, 3), (3, 2))
+        and not fits((2, 3), (3, 2))
+        and not fits((3, 1), (3,))
+        and not fits((3,), (3, 1))
+    )
+    assert not fits((), (1,)) and not fits((3, 2, 1, 1), (3, 2, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -136,8 +198,12 @@ def test_former_attention_names_of_vae_folders_are_read() -> None:
         "betas",
         "model_ema.diffusion_modelinput_blocks00weight",
         "first_stage_model.loss.logvar",
+        "first_stage_model.model_ema.decay",
         "cond_stage_model.transformer.text_model.embeddings.position_ids",
+        "cond_stage_model.transformer.text_model.text_projection.weight",
         "cond_stage_model.model.attn_mask",
+        "cond_stage_model.model.text_projection",
+        "cond_stage_model.model.logit_scale",
         "cond_stage_model.model.transformer.resblocks.23.ln_1.weight",
     ),
 )

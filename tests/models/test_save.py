@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,16 +11,37 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextModel
 
 from library.core.errors import UserError
+from library.core.tensor_files import with_hashes
+from library.models.extras import EXTRAS_FILE, ModelExtras
+from library.models.forms import SaveTarget, target_for
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
-from library.models.save import save_diffusers, save_single_file, single_file_tensors, swap_folder
+from library.models.precision import Precisions
+from library.models.save import save_diffusers, save_model, save_single_file, single_file_tensors
 from library.models.stable_diffusion import StableDiffusion
+from library.models.whole_folder import swap_folder
+from library.options.saving import SAVE_FORMATS
 from library.text.tokenizer import tokenizer_files
 
 KINDS = ("sd1", "sd2", "sd2_v")
 CAT_IDS = [49406, 320, 1125, 539, 320, 2368, 49407]
+AS_IT_IS = Precisions()
+SOME_EXTRAS = ModelExtras(
+    {
+        "betas": torch.linspace(0, 1, 5, dtype=torch.float64),
+        "model_ema.num_updates": torch.tensor(3),
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.diffusion_modelout0weight": torch.ones(2),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        "first_stage_model.loss.logvar": torch.zeros(()),
+        "unknown": torch.ones(2),
+    }
+)
 
 
 def assert_same_networks(pipeline: StableDiffusionPipeline, model: StableDiffusion) -> None:
@@ -134,3 +157,203 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
         swap_folder(tmp_path / "never written", folder, tmp_path / "aside")
     assert (folder / "weights").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def saved(model: StableDiffusion, folder: Path, form: str, **changes: object) -> SaveTarget:
+    """The model saved under the name "model" in `folder`."""
+    settings = {"precisions": AS_IT_IS, "extras": ModelExtras(), "metadata": {}, "tokenizer_files": {}} | changes
+    target = target_for(folder, "model", form)
+    save_model(model, target, **settings)  # type: ignore[arg-type]
+    return target
+
+
+def tensors_of(target: SaveTarget) -> dict[str, Tensor]:
+    """All tensors of a saved model, in folders with the network's name in front."""
+    if target.form == "ckpt":
+        return torch.load(target.path, weights_only=True)["state_dict"]
+    if target.form == "safetensors":
+        return load_file(target.path)
+    found: dict[str, Tensor] = {}
+    for path in sorted(target.path.rglob("*.bin")) + sorted(target.path.rglob("*.safetensors")):
+        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        part = "" if path.parent == target.path else f"{path.parent.name}/"
+        found.update({part + name: tensor for name, tensor in loaded.items()})
+    return found
+
+
+def with_weight(model: StableDiffusion, part: str, value: float) -> StableDiffusion:
+    """The model with one number of its U-Net or VAE set to `value`."""
+    network = copy.deepcopy(getattr(model, part))
+    last = network.decoder.conv_out if part == "vae" else network.conv_out
+    last.bias[1] = value
+    return dataclasses.replace(model, **{part: network})
+
+
+# --- number formats ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", SAVE_FORMATS)
+def test_weights_and_vae_have_the_formats_asked_for(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    precisions = Precisions(weights=torch.float16, vae=torch.bfloat16)
+    found = tensors_of(saved(models_in_memory["sd1"], tmp_path, form, precisions=precisions, extras=SOME_EXTRAS))
+    expected = {
+        "betas": torch.float64,
+        "model_ema.num_updates": torch.int64,
+        "model_ema.decay": torch.float32,
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.int64,
+        "unknown": torch.float32,
+    }
+    assert {name: found[name].dtype for name in expected} == expected
+    vae = [tensor for name, tensor in found.items() if name.startswith(("first_stage_model.", "vae/"))]
+    weights = [t for name, t in found.items() if name not in expected and not name.startswith(("first_stage", "vae/"))]
+    assert {tensor.dtype for tensor in vae} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
+    assert (len(vae), len(weights)) == (249, 883)  # one extra each
+
+
+@pytest.mark.parametrize("form", SAVE_FORMATS)
+def test_the_vae_is_not_converted_along(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    found = tensors_of(saved(models_in_memory["sd2"], tmp_path, form, precisions=Precisions(weights=torch.bfloat16)))
+    vae = {tensor.dtype for name, tensor in found.items() if name.startswith(("first_stage_model.", "vae/"))}
+    others = {tensor.dtype for name, tensor in found.items() if not name.startswith(("first_stage_model.", "vae/"))}
+    assert (vae, others) == ({torch.float32}, {torch.bfloat16})
+
+
+def test_converted_values_are_the_rounded_ones(models_in_memory: dict[str, StableDiffusion], tmp_path: Path) -> None:
+    model = models_in_memory["sd2"]
+    found = tensors_of(saved(model, tmp_path, "safetensors", precisions=Precisions(torch.float16, torch.float16)))
+    for name, tensor in single_file_tensors(model).items():
+        assert torch.equal(found[name], tensor.half()), name
+
+
+@pytest.mark.parametrize("form", SAVE_FORMATS)
+@pytest.mark.parametrize(
+    ("part", "value", "tensor"),
+    [("unet", 70000.0, "(model.diffusion_model.out.2.bias|conv_out.bias)"), ("vae", -70000.0, "decoder.conv_out.bias")],
+)
+def test_a_number_that_does_not_fit_is_named_and_nothing_is_left(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str, part: str, value: float, tensor: str
+) -> None:
+    model = with_weight(models_in_memory["sd2_v"], part, value)
+    half = Precisions(torch.float16, torch.float16)
+    with pytest.raises(UserError, match=f"{tensor} holds 70000, and float16 ends at 65504"):
+        saved(model, tmp_path, form, precisions=half)
+    assert list(tmp_path.iterdir()) == []
+    saved(model, tmp_path, form, precisions=Precisions(torch.bfloat16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("form", SAVE_FORMATS)
+def test_a_number_that_does_not_fit_leaves_the_older_model(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    saved(models_in_memory["sd2"], tmp_path, form)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds 1e"):
+        wrong = with_weight(models_in_memory["sd2_v"], "unet", 1e30)
+        saved(wrong, tmp_path, form, precisions=Precisions(torch.float16))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_values_that_are_no_numbers_already_are_no_mistake_of_the_format(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path
+) -> None:
+    mask = torch.full((3, 3), float("-inf")).triu(1)
+    extras = ModelExtras({"cond_stage_model.model.attn_mask": mask})
+    found = saved(models_in_memory["sd2"], tmp_path, "ckpt", extras=extras, precisions=Precisions(torch.float16))
+    assert torch.equal(tensors_of(found)["cond_stage_model.model.attn_mask"], mask.half())
+
+
+# --- what is kept beside the networks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ("ckpt", "safetensors"))
+def test_extras_win_over_what_is_made_up_and_networks_over_extras(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    own = single_file_tensors(models_in_memory["sd2"])
+    prefix = "cond_stage_model.model."
+    made_up = (f"{prefix}text_projection", f"{prefix}logit_scale", f"{prefix}transformer.resblocks.23.ln_1.bias")
+    used = (f"{prefix}ln_final.bias", "model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias")
+    fused = f"{prefix}transformer.resblocks.22.attn.in_proj_bias"
+    extras = ModelExtras({name: torch.full_like(own[name], 5) for name in (*made_up, *used, fused)})
+    found = tensors_of(saved(models_in_memory["sd2"], tmp_path, form, extras=extras))
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], extras.tensors[name]) for name in made_up)
+    assert all(torch.equal(found[name], own[name]) for name in own if name not in made_up)
+
+
+@pytest.mark.parametrize("form", ("diffusers", "diffusers_safetensors"))
+def test_a_folder_keeps_extras_only_where_there_are_any(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    model = models_in_memory["sd1"]
+    plain = saved(model, tmp_path / "plain", form).path
+    assert not (plain / EXTRAS_FILE).exists()
+    noted = saved(model, tmp_path / "noted", form, metadata={"ss_epoch": "2"}).path
+    with safe_open(noted / EXTRAS_FILE, "pt") as file:
+        assert file.metadata() == {"ss_epoch": "2"} and list(file.keys()) == []
+    kept = saved(model, tmp_path / "kept", form, extras=SOME_EXTRAS).path
+    found = load_file(kept / EXTRAS_FILE)
+    assert found.keys() == SOME_EXTRAS.tensors.keys()
+    pipeline = StableDiffusionPipeline.from_pretrained(saved_with_tokenizer(model, kept, form), local_files_only=True)
+    assert_same_networks(pipeline, model)
+
+
+def saved_with_tokenizer(model: StableDiffusion, folder: Path, form: str) -> Path:
+    save_model(model, SaveTarget(folder, form), AS_IT_IS, SOME_EXTRAS, {}, tokenizer_files(model.family))
+    assert (folder / EXTRAS_FILE).exists()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("metadata", "beside"),
+    [
+        ({}, {}),
+        ({"note": "x"}, {}),
+        ({"ss_epoch": "3", "ss_steps": "120"}, {"epoch": 3, "global_step": 120}),
+        ({"ss_epoch": "None", "ss_steps": "7"}, {"global_step": 7}),
+    ],
+)
+def test_a_ckpt_tells_how_far_the_training_went(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, metadata: dict[str, str], beside: dict[str, int]
+) -> None:
+    target = saved(models_in_memory["sd1"], tmp_path, "ckpt", metadata=metadata)
+    content = torch.load(target.path, weights_only=True)
+    del content["state_dict"]
+    assert content == beside | ({"metadata": metadata} if metadata else {})
+
+
+def test_hashes_of_a_safetensors_file_are_not_put_into_a_ckpt(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path
+) -> None:
+    target = saved(models_in_memory["sd1"], tmp_path, "ckpt", metadata=with_hashes({"note": "x"}))
+    assert torch.load(target.path, weights_only=True)["metadata"] == {"note": "x"}
+
+
+@pytest.mark.parametrize("form", ("diffusers", "diffusers_safetensors"))
+def test_no_path_of_an_older_model_is_written(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path, form: str
+) -> None:
+    folder = saved(models_in_memory["sd1"], tmp_path, form, tokenizer_files=tokenizer_files("sd1")).path
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert str(tmp_path) in pipeline.unet.config["_name_or_path"]
+    loaded = StableDiffusion("sd1", "epsilon", pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    again = saved(loaded, tmp_path / "again", form).path
+    texts = {path: path.read_text("utf-8") for path in again.rglob("*.json")}
+    assert [path for path, text in texts.items() if "_name_or_path" in text or str(tmp_path) in text] == []
+
+
+def test_the_number_format_of_another_file_is_not_repeated(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path
+) -> None:
+    half = saved(models_in_memory["sd1"], tmp_path, "diffusers", precisions=Precisions(torch.float16))
+    text_encoder = CLIPTextModel.from_pretrained(half.path / "text_encoder", local_files_only=True)
+    assert text_encoder.config.dtype == torch.float16
+    model = dataclasses.replace(models_in_memory["sd1"], text_encoder=text_encoder)
+    full = saved(model, tmp_path / "full", "diffusers", precisions=Precisions(torch.float32))
+    config = json.loads((full.path / "text_encoder" / "config.json").read_text("utf-8"))
+    assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")

@@ -23,10 +23,11 @@ from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import tokenizer_files
 from library.training.assemble import build_trainer, load_learner, make_planner
-from library.training.preflight import NetworkRun, check_network_run
+from library.training.preflight import check_network_run
 from library.training.progress import plan_run
+from library.training.run import NetworkRun
 from networks.lora import create_network
-from tests.training.runs import ROOT, Tensors, assert_same, environment, run_here
+from tests.training.runs import ROOT, Tensors, assert_same, environment, photo_words, run_here
 
 FAMILY = {"sd1": "sd1", "sd2": "sd2", "sd2_v": "sd2"}
 PREDICTION = {"sd1": "epsilon", "sd2": "epsilon", "sd2_v": "v_prediction"}
@@ -44,12 +45,6 @@ class Trained:
     tensors: Tensors
 
 
-def photo_words(photos: Path) -> list[str]:
-    assert len([p for p in photos.iterdir() if p.suffix in (".jpg", ".png", ".webp")]) >= 12
-    sizes = ["--resolution", "128", "--enable_bucket", "--min_bucket_reso", "64", "--bucket_reso_steps", "32"]
-    return ["--train_data_dir", str(photos), *sizes]
-
-
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sd2_v"])
 def trained(
     request: pytest.FixtureRequest,
@@ -60,7 +55,7 @@ def trained(
     kind, out = request.param, tmp_path_factory.mktemp(request.param)
     base = tiny_models[kind]
     words = ["--max_train_steps", "8", "--network_dim", "4", "--network_alpha", "16", "--cache_latents"]
-    words += ["--v_parameterization"] if kind == "sd2_v" else []
+    words += ["--v_parameterization", str(kind == "sd2_v").lower()] if kind != "sd1" else []
     tensors = run_here(base, photo_words(photos), out, *words)
     models = load_stable_diffusion(identify(base), PREDICTION[kind])
     save_diffusers(models, out / "base", tokenizer_files(FAMILY[kind]))
@@ -167,6 +162,7 @@ def test_every_pair_moves_and_no_base_tensor_does(
     run = checked_run(
         *("--pretrained_model_name_or_path", str(tiny_models[kind]), *photo_words(photos)),
         *("--output_dir", str(tmp_path), "--max_train_steps", "6", "--learning_rate", "1e-3"),
+        *(["--v2"] if kind == "sd2" else []),
     )
     learner = load_learner(run, accelerator.device)
     planner = make_planner(run, 1)
@@ -216,8 +212,9 @@ def test_diffusers_folder_trains_like_the_single_file(trained: Trained, photos: 
 def test_a_ckpt_trains_like_the_safetensors_file(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
     ckpt = tmp_path / "model.ckpt"
     save_single_file(load_stable_diffusion(identify(tiny_models["sd2"]), "epsilon"), ckpt, {})
-    first = run_here(tiny_models["sd2"], photo_words(photos), tmp_path / "a", "--max_train_steps", "2")
-    assert_same(run_here(ckpt, photo_words(photos), tmp_path / "b", "--max_train_steps", "2"), first)
+    words = ["--max_train_steps", "2", "--v2"]
+    first = run_here(tiny_models["sd2"], photo_words(photos), tmp_path / "a", *words)
+    assert_same(run_here(ckpt, photo_words(photos), tmp_path / "b", *words), first)
 
 
 def test_a_whole_run_needs_no_network(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
@@ -260,7 +257,9 @@ def test_captions_beyond_75_tokens_are_told(
         (data / f"{name}.txt").write_text(caption, encoding="utf-8")
     words = ["--train_data_dir", str(data), "--resolution", "64"]
     run_here(tiny_models["sd1"], words, tmp_path / "out", "--max_train_steps", "1")
-    assert "warning: 1 captions are longer than 75 tokens; the rest is not read: cat.jpg" in capsys.readouterr().err
+    assert "warning: 1 captions do not fit into 75 tokens; the rest is not read" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def misspelt_flag(world: World) -> Mistake:
 def missing_model(world: World) -> Mistake:
     path = str(world.root / "none.safetensors")
     words = world.words(pretrained_model_name_or_path=path)
-    return Mistake(words, path, "no such file or folder", "check the path")
+    where = f"--pretrained_model_name_or_path {path}"
+    return Mistake(words, where, "no such file or folder", "check the path")
 
 
 def empty_folder(world: World) -> Mistake:
@@ -215,7 +216,7 @@ def test_a_mistake_gives_one_message_with_place_and_mend(world: World, make: Cal
 def test_mistakes_of_all_kinds_are_told_in_one_go(world: World) -> None:
     truncated, missing, odd = truncated_picture(world), missing_model(world), odd_resolution(world)
     changes = {"resolution": "500", "max_train_steps": None, "network_train_unet_only": "", "text_encoder_lr": "1e-4"}
-    words = world.words(pretrained_model_name_or_path=missing.where, **changes)
+    words = world.words(pretrained_model_name_or_path=missing.where.split()[1], **changes)
     with pytest.raises(UserError) as caught:
         train_network.main(words)
     told = {problem.where: problem.what for problem in caught.value.problems}

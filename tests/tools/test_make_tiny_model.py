@@ -34,7 +34,8 @@ def digest(path: Path) -> str:
 def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     result = run("sd2_v", "model.safetensors", "--seed", "3", folder=tmp_path)
     assert (result.returncode, result.stdout) == (0, "model.safetensors\n")
-    save_single_file(make_tiny_model("sd2_v", seed=3), tmp_path / "again.safetensors", {"format": "pt"})
+    told = {"format": "pt", "modelspec.prediction_type": "v"}
+    save_single_file(make_tiny_model("sd2_v", seed=3), tmp_path / "again.safetensors", told)
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 

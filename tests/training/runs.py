@@ -41,6 +41,13 @@ def run_process(
     return load_file(str(out / "last.safetensors"))
 
 
+def photo_words(photos: Path) -> list[str]:
+    """The words that train the photographs of the fixtures, small and in buckets."""
+    assert len([p for p in photos.iterdir() if p.suffix in (".jpg", ".png", ".webp")]) >= 12
+    sizes = ["--resolution", "128", "--enable_bucket", "--min_bucket_reso", "64", "--bucket_reso_steps", "32"]
+    return ["--train_data_dir", str(photos), *sizes]
+
+
 def environment() -> dict[str, str]:
     """The environment of test processes: offline, one thread, UTF-8."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}

@@ -36,6 +36,7 @@ _OPENCLIP_LAYER_PARTS = (
     ("mlp.c_proj", "mlp.fc2"),
 )
 _FUSED = ("q_proj", "k_proj", "v_proj")
+_CLIP_UNUSED = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
 # OpenCLIP starts its temperature at 1 / 0.07 and clips it at 100; trained models sit at the clip
 _LOGIT_SCALE = math.log(100)
 
@@ -55,9 +56,8 @@ _TO_OPENCLIP: Mapping[str, str] = MappingProxyType(inverted(_FROM_OPENCLIP))
 def to_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """What a single-file tensor is in the flat `CLIPTextModel`: nothing, one tensor, or three.
 
-    Both families are told apart by their prefix. Each part of a fused tensor is a copy of its own, so that the fused
-    one can be let go and training one part in place leaves the others alone. Unknown names under the prefix are handed
-    on as they are, to be found as unexpected.
+    Both families are told apart by their prefix. The parts of a fused tensor keep its memory, each under a storage of
+    its own. Unknown names under the prefix are handed on as they are, to be found as unexpected.
     """
     if name.startswith(CLIP_PREFIX):
         return from_folder(name.removeprefix(CLIP_PREFIX), tensor)
@@ -67,18 +67,34 @@ def to_transformers(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if own.startswith(_OPENCLIP_UNUSED):
         return {}
     for kind in ("weight", "bias"):
-        if own.startswith(_OPENCLIP_LAYERS) and own.endswith(f".attn.in_proj_{kind}"):
+        if own.startswith(_OPENCLIP_LAYERS) and own.endswith(f".attn.in_proj_{kind}") and len(tensor.shape) > 0:
             layer = own.split(".")[2]
-            parts = (part.clone() for part in tensor.chunk(len(_FUSED)))
-            names = (f"encoder.layers.{layer}.self_attn.{part}.{kind}" for part in _FUSED)
-            return dict(zip(names, parts, strict=True))
+            parts = tensor.chunk(len(_FUSED))
+            return {
+                f"encoder.layers.{layer}.self_attn.{name}.{kind}": _with_own_storage(part)
+                for name, part in zip(_FUSED, parts, strict=False)  # too few parts are found as missing tensors
+            }
     return {rename(own, _FROM_OPENCLIP) or own: tensor}
 
 
 def from_folder(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The flat name of a tensor from a text encoder folder, written with or without the `text_model.` prefix."""
+    """The flat name of a tensor from a text encoder folder, written with or without the `text_model.` prefix.
+
+    Empty for what the network has no use for.
+    """
     own = name.removeprefix(FOLDER_PREFIX)
-    return {} if own == "embeddings.position_ids" else {own: tensor}
+    return {} if own in _CLIP_UNUSED else {own: tensor}
+
+
+def _with_own_storage(part: Tensor) -> Tensor:
+    """The same memory as a tensor that looks independent.
+
+    Nothing is copied, and the parts of a whole do not overlap. But programs that save models take tensors of one
+    storage for copies of each other and drop all but one.
+    """
+    if part.device.type != "cpu" or not part.numel():
+        return part
+    return torch.frombuffer(part.contiguous().view(torch.uint8).numpy(), dtype=part.dtype).reshape(part.shape)
 
 
 def to_folder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """VAE tensors: single-file (LDM) names to Diffusers names and back.
 
 The single file keeps the attention's projections as 1x1 convolutions `(C, C, 1, 1)`; Diffusers has linear layers
-`(C, C)`. It also counts the decoder's blocks from the picture inwards, Diffusers from the latents outwards.
+`(C, C)`. It also counts the decoder's blocks from the picture inwards, Diffusers from the latents outwards. Converters
+have written single files with Diffusers' names for the projections, in either form: all are read. Names are the
+business of this module; forms are fitted by whoever fills a network.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from library.models.convert.names import inverted, rename, renamed
 from library.models.topology import BLOCKS, LAYERS_PER_BLOCK
 
 PREFIX = "first_stage_model."
-_NOT_WEIGHTS = ("first_stage_model.loss.", "first_stage_model.model_ema.")  # what training left in older files
+_NOT_WEIGHTS = ("loss.", "model_ema.")  # what training left in older files
 
 _ATTENTION_PARTS = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -49,25 +51,38 @@ def _module_table() -> dict[str, str]:
 
 _TO_DIFFUSERS: Mapping[str, str] = MappingProxyType(_module_table())
 _TO_SINGLE_FILE: Mapping[str, str] = MappingProxyType(inverted(_TO_DIFFUSERS))
-_TO_PRESENT: Mapping[str, str] = MappingProxyType(
-    {
-        f"{half}.mid_block.attentions.0.{former}": f"{half}.mid_block.attentions.0.{present}"
-        for half in ("encoder", "decoder")
-        for former, present in _FORMER_PARTS
-    }
-)
+
+
+def _present_table() -> dict[str, str]:
+    """Names of the attention's parts that are not today's, at the places of both layouts."""
+    single_file_parts = (*_FORMER_PARTS, *((part, part) for part in _PROJECTIONS), ("group_norm", "group_norm"))
+    table = {}
+    for half in ("encoder", "decoder"):
+        attention = f"{half}.mid_block.attentions.0"
+        table.update({f"{attention}.{former}": f"{attention}.{present}" for former, present in _FORMER_PARTS})
+        table.update({f"{half}.mid.attn_1.{old}": f"{attention}.{present}" for old, present in single_file_parts})
+    return table
+
+
+_TO_PRESENT: Mapping[str, str] = MappingProxyType({**_TO_DIFFUSERS, **_present_table()})
 
 
 def to_diffusers(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The Diffusers name and form of a single-file tensor; empty when it is no part of the VAE.
+    """The Diffusers name of a single-file tensor; empty when it is no part of the VAE.
 
     A name under the VAE's prefix that the layout does not know is handed on as it is, to be found as unexpected.
     """
-    if not name.startswith(PREFIX) or name.startswith(_NOT_WEIGHTS):
+    return from_any(name.removeprefix(PREFIX), tensor) if name.startswith(PREFIX) else {}
+
+
+def from_any(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Today's Diffusers name of a tensor that is called as in a single file, without its prefix, or as in a folder.
+
+    Folders of any age are understood. Empty for what training left beside the weights; unknown names are handed on.
+    """
+    if name.startswith(_NOT_WEIGHTS):
         return {}
-    own = name.removeprefix(PREFIX)
-    present = rename(own, _TO_DIFFUSERS) or own
-    return {present: _as_linear(present, tensor)}
+    return {rename(name, _TO_PRESENT) or name: tensor}
 
 
 def to_single_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,15 +93,5 @@ def to_single_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def from_folder(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Today's Diffusers name of a tensor from a Diffusers folder of any age."""
-    present = rename(name, _TO_PRESENT) or name
-    return {present: _as_linear(present, tensor)}
-
-
 def _is_projection(name: str) -> bool:
     return ".attentions." in name and name.removesuffix(".weight").endswith(_PROJECTIONS)
-
-
-def _as_linear(name: str, tensor: Tensor) -> Tensor:
-    return tensor[:, :, 0, 0] if _is_projection(name) and tensor.ndim == 4 else tensor

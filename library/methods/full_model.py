@@ -1,0 +1,91 @@
+"""Training the model's own weights: fine-tuning and DreamBooth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from library.models.extras import ModelExtras
+from library.models.forms import SaveTarget
+from library.models.save import Precisions, save_model
+from library.models.stable_diffusion import StableDiffusion
+from library.text.tokenizer import tokenizer_files
+
+
+@dataclass(frozen=True)
+class SavedForm:
+    """How the trained model is written.
+
+    Attributes:
+        form: one of `SAVE_FORMATS`.
+        vae_dtype: number format of the saved VAE.
+        extras: what the base model's files hold beside the networks, in memory.
+    """
+
+    form: str
+    vae_dtype: torch.dtype
+    extras: ModelExtras
+
+
+class FullModel:
+    """The method of train_db.py: the U-Net learns, and the text encoder with it where asked.
+
+    Args:
+        learning_rate: rate of every part.
+        unused_text_layers: layers of the text encoder that no result depends on (clip skip); they stay as they are.
+    """
+
+    def __init__(
+        self, learning_rate: float, trains_text_encoder: bool, unused_text_layers: Sequence[int], saved: SavedForm
+    ) -> None:
+        self._learning_rate = learning_rate
+        self._trains_text_encoder = trains_text_encoder
+        self._unused_text_layers = tuple(unused_text_layers)
+        self._saved = saved
+        self._models: StableDiffusion | None = None
+
+    def attach(self, models: StableDiffusion) -> None:
+        """Lets the weights learn, in float32: smaller formats lose updates that are small beside the weight."""
+        self._models = models
+        for part in self._parts().values():
+            nn.Module.to(part, dtype=torch.float32)
+            part.requires_grad_(True)
+            part.train()
+        for layer in self._unused_text_layers:
+            models.text_encoder.encoder.layers[layer].requires_grad_(False)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group a part."""
+        return [
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": self._learning_rate, "name": name}
+            for name, part in self._parts().items()
+        ]
+
+    def trains_text_encoder(self, step: int) -> bool:
+        """The whole run or never."""
+        return self._trains_text_encoder
+
+    def before_batch(self, seed: int) -> None:
+        """Nothing is drawn here."""
+
+    def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Writes the whole model, the VAE that it was trained with included."""
+        models = self._attached()
+        precisions = Precisions(weights=dtype, vae=self._saved.vae_dtype)
+        target = SaveTarget(path, self._saved.form)
+        save_model(models, target, precisions, self._saved.extras, metadata, tokenizer_files(models.family))
+
+    def _parts(self) -> dict[str, nn.Module]:
+        models = self._attached()
+        parts: dict[str, nn.Module] = {"unet": models.unet}
+        return {"text_encoder": models.text_encoder, **parts} if self._trains_text_encoder else parts
+
+    def _attached(self) -> StableDiffusion:
+        if self._models is None:
+            raise RuntimeError("attach was not called")
+        return self._models

@@ -1,0 +1,67 @@
+"""What differs between the scripts once their options are checked: the method, and the form of what it saves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from library.core.device import dtype_of
+from library.methods.base import Method
+from library.methods.full_model import FullModel, SavedForm
+from library.methods.network import Network
+from library.models.extras import read_extras
+from library.models.forms import saved_precision
+from library.models.hub import fetch_weights
+from library.models.identify import identify
+from library.models.load import load_stable_diffusion
+from library.models.stable_diffusion import StableDiffusion
+from library.models.vae_source import load_vae
+from library.text.encoder import unused_layers
+from library.training.run import BaseModel, FullModelRun, NetworkRun, Run
+
+
+def make_method(run: Run, models: StableDiffusion) -> Method:
+    """The method of a run; `models` are just loaded, in the number formats of their files."""
+    options = run.options
+    unused = unused_layers(models.text_encoder, options.text.clip_skip)
+    if isinstance(run, NetworkRun):
+        return Network(run.network, options.optimizer.learning_rate, options.training.seed, unused)
+    if isinstance(run, FullModelRun):
+        vae_dtype = saved_precision(run.saving.save_vae_precision, models.vae.dtype, run.form)
+        # in memory: hours later the file may be gone, or be the very one that is replaced
+        extras = read_extras(run.base.identity).without_ema().loaded()
+        return FullModel(options.optimizer.learning_rate, True, unused, SavedForm(run.form, vae_dtype, extras))
+    raise TypeError(type(run).__name__)
+
+
+def tracker_name(run: Run) -> str:
+    """The name of a run's TensorBoard folder, as dashboards of this field know it."""
+    return "network_train" if isinstance(run, NetworkRun) else "dreambooth"
+
+
+def save_dtype(run: Run, loaded: torch.dtype) -> torch.dtype:
+    """The number format of the trained weights in the file: that of the base model for a whole model, that of the
+    training for a network, unless `--save_precision` says otherwise."""
+    asked = run.options.output.save_precision
+    if isinstance(run, FullModelRun):
+        return saved_precision(asked, loaded, run.form)
+    return dtype_of(asked or run.options.training.mixed_precision)
+
+
+def fetch_base_model(base: BaseModel) -> BaseModel:
+    """The same model with everything on this machine that comes from the Hugging Face Hub.
+
+    Raises:
+        UserError: what the Hub holds cannot be had, or is no model after all.
+    """
+    if base.repo_id is None:
+        return base
+    path = fetch_weights(base.repo_id, "--pretrained_model_name_or_path")
+    return replace(base, identity=replace(identify(path), name=base.repo_id))
+
+
+def load_models(base: BaseModel) -> StableDiffusion:
+    """The three networks as the files hold them, the VAE of `--vae` among them."""
+    models = load_stable_diffusion(base.identity, base.prediction_type)
+    return models if base.vae is None else replace(models, vae=load_vae(base.vae))

@@ -1,0 +1,85 @@
+"""A run that was found to be in order: what the checks hand to those who carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.data.config import Description
+from library.data.index import ImageIndex
+from library.data.placement import Placements
+from library.models.identify import ModelIdentity
+from library.options.data import DataOptions
+from library.options.model import ModelOptions
+from library.options.network import NetworkOptions
+from library.options.saving import ModelSavingOptions
+from library.options.text import TextOptions
+from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+
+if TYPE_CHECKING:  # the checks of a run without --vae should not wait for diffusers
+    from library.models.vae_source import VaeIdentity
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Where the run writes: the trained file (or folder), and the log."""
+
+    result: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that every training script has."""
+
+    model: ModelOptions
+    data: DataOptions
+    text: TextOptions
+    training: TrainingOptions
+    optimizer: OptimizerOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that training starts from.
+
+    Attributes:
+        prediction_type: "epsilon" or "v_prediction", the user's word included.
+        repo_id: its name on the Hugging Face Hub, where it comes from there; its weights may still be missing.
+        vae: what `--vae` names, or None for the model's own; `vae_name` is what people call it.
+    """
+
+    identity: ModelIdentity
+    prediction_type: str
+    repo_id: str | None = None
+    vae: VaeIdentity | None = None
+    vae_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every run has."""
+
+    options: RunOptions
+    base: BaseModel
+    description: Description
+    index: ImageIndex
+    placements: Placements
+    files: OutputFiles
+
+
+@dataclass(frozen=True)
+class NetworkRun(Run):
+    """A run of train_network.py."""
+
+    network: NetworkOptions
+
+
+@dataclass(frozen=True)
+class FullModelRun(Run):
+    """A run of train_db.py; `form` is the one of `SAVE_FORMATS` that the trained model gets."""
+
+    saving: ModelSavingOptions
+    form: str

@@ -1,0 +1,26 @@
+"""Trains a whole Stable Diffusion model on your own pictures (DreamBooth). All options: --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from library.core.errors import run_script
+from library.options.command_line import read_command_line
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Check, build, run. Heavy libraries are imported only after the options are known to be good."""
+    options = read_command_line("train_db.py", words)
+    if options is None:
+        return
+    from library.training.preflight import check_full_model_run
+
+    run = check_full_model_run(options)
+    from library.training.assemble import train
+
+    train(run)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
