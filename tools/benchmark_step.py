@@ -241,15 +241,9 @@ class _Floor:
         return [after.since(before) for before, after in pairwise(marks)]
 
     def _step(self, batch: Batch) -> None:
-        loss = self.objective(
-            batch.latents,
-            batch.noise,
-            batch.timesteps,
-            batch.input_ids,
-            batch.token_weights,
-            batch.loss_weights,
-            self.trains_text_encoder,
-        )
+        pictures = batch.latents, batch.noise, batch.timesteps
+        captions = batch.input_ids, batch.token_weights
+        loss = self.objective(*pictures, *captions, batch.loss_weights, self.trains_text_encoder)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

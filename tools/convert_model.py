@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from library.training.run import BaseModel
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Parses the command line, then imports what is slow; every mistake is told before a weight is read."""
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_args(words)
     from library.core.log import start_logging
     from library.options.model import ModelOptions
     from library.training.preflight import check_base_model
@@ -40,11 +41,10 @@ def main() -> None:
 
 
 def _convert(base: BaseModel, arguments: argparse.Namespace) -> None:
-    from library.models.forms import SaveTarget, form_of_path
-
     from library.core.atomic_io import size_on_disk
     from library.core.device import dtype_of
     from library.models.extras import read_extras
+    from library.models.forms import SaveTarget, form_of_path
     from library.models.save import Precisions, save_model
     from library.text.tokenizer import tokenizer_files
     from library.training.facts import conversion_metadata

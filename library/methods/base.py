@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 class Method(Protocol):
     """A way to train: which weights learn, how they attach to the models, and how they are kept."""
 
+    @property
+    def trained_models(self) -> tuple[str, ...]:
+        """The models whose own weights learn, of "text_encoder" and "unet"; they are held in float32."""
+
     def attach(self, models: StableDiffusion) -> nn.Module | None:
         """Freezes, unfreezes or extends the models; called once. Returns what is trained beside them, if anything."""
 

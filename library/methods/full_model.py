@@ -49,11 +49,15 @@ class FullModel:
         self._saved = saved
         self._models: StableDiffusion | None = None
 
+    @property
+    def trained_models(self) -> tuple[str, ...]:
+        """The U-Net, and the text encoder where it trains."""
+        return ("text_encoder", "unet") if self._trains_text_encoder else ("unet",)
+
     def attach(self, models: StableDiffusion) -> None:
-        """Lets the weights learn, in float32: smaller formats lose updates that are small beside the weight."""
+        """Lets the weights learn."""
         self._models = models
         for part in self._parts().values():
-            nn.Module.to(part, dtype=torch.float32)
             part.requires_grad_(True)
             part.train()
         for layer in self._unused_text_layers:
@@ -82,8 +86,7 @@ class FullModel:
 
     def _parts(self) -> dict[str, nn.Module]:
         models = self._attached()
-        parts: dict[str, nn.Module] = {"unet": models.unet}
-        return {"text_encoder": models.text_encoder, **parts} if self._trains_text_encoder else parts
+        return {name: getattr(models, name) for name in self.trained_models}
 
     def _attached(self) -> StableDiffusion:
         if self._models is None:

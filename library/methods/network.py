@@ -90,6 +90,11 @@ class Network:
         self._network: Any = None
         self._start_batch: Callable[[int], None] | None = None
 
+    @property
+    def trained_models(self) -> tuple[str, ...]:
+        """None: the network learns beside frozen models."""
+        return ()
+
     def attach(self, models: StableDiffusion) -> nn.Module:
         """Creates the network, gives it the starting weights if asked, and attaches it to the models."""
         options = self._options

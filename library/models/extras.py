@@ -52,7 +52,7 @@ def read_extras(identity: ModelIdentity) -> ModelExtras:
     """
     if identity.layout == "single_file":
         file = open_weights(identity.path)
-        names = [name for name, shape in file.shapes.items() if not _is_used(name, shape)]
+        names = [name for name, shape in file.shapes.items() if not is_used(name, shape)]
         return ModelExtras({name: _deferred(file, name) for name in names}, dict(file.metadata))
     path = identity.path / EXTRAS_FILE
     if not path.is_file():
@@ -61,7 +61,8 @@ def read_extras(identity: ModelIdentity) -> ModelExtras:
     return ModelExtras({name: _deferred(file, name) for name in file.shapes}, dict(file.metadata))
 
 
-def _is_used(name: str, shape: tuple[int, ...]) -> bool:
+def is_used(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether one of the networks in memory has a use for the tensor of this single-file name."""
     tensor = torch.empty(shape, device="meta")
     return any(convert(name, tensor) for convert in _CONVERTERS)
 

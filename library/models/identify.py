@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from library.core.errors import UserError
+from library.core.json_files import read_json_object
 from library.models import recognise as kinds
 from library.models.forms import form_of_path, yaml_beside
 from library.models.recognise import Recognised, recognise, special_unet
@@ -300,10 +300,4 @@ def _folder_form(folder: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError.of("the file is missing from the Diffusers model", str(path), _COPY_FOLDER)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError.of(f"not valid JSON: {error}", str(path), "copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError.of("holds no JSON object", str(path), "copy the file again")
-    return content
+    return read_json_object(path)

@@ -5,7 +5,6 @@ The weights keep the number format of the file, and no second copy of them ever 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.core.errors import Problems, UserError
+from library.core.json_files import read_json_object
 from library.models.convert import text_encoder, unet, vae
 from library.models.folder_weights import STEMS, weights_files
 from library.models.identify import ModelIdentity
@@ -169,7 +169,7 @@ def _build(
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(folder / "config.json")
     # a note on the files, which the weights themselves tell better
     return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.models.weights import SafetensorsFile, WeightsFile
 
@@ -55,3 +55,14 @@ def mapped(file: WeightsFile) -> WeightsFile | MappedFile:
             return MappedFile(file, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError:  # not every file system can map
         return file
+
+
+def give_own_memory(network: nn.Module) -> None:
+    """Copies what the network has in CPU memory, one tensor at a time: from then on it does not depend on any file.
+
+    Copies are also aligned alike. Mapped tensors lie where the file has them, and the CPU's vector code rounds by
+    alignment: the same weights out of another form of file would give other last bits.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

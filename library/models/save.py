@@ -16,9 +16,9 @@ from torch import Tensor
 from library.core.atomic_io import write_text_whole, write_whole
 from library.core.errors import UserError
 from library.core.pickle_writer import write_pickled
-from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, Writable, write_safetensors
+from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, Writable, made, write_safetensors
 from library.models.convert import text_encoder, unet, vae
-from library.models.extras import EXTRAS_FILE, ModelExtras
+from library.models.extras import EXTRAS_FILE, ModelExtras, is_used
 from library.models.forms import SaveTarget, is_single_file, yaml_beside
 from library.models.inference_yaml import inference_yaml
 from library.models.precision import Precisions, in_precision
@@ -93,7 +93,7 @@ def save_single_file(
     """
     tensors = {
         name: in_precision(name, tensor, precisions.of(name), path)
-        for name, tensor in _with_extras(single_file_tensors(model), extras).items()
+        for name, tensor in _with_extras(_single_file(model), extras).items()
     }
     if path.suffix.lower() == SAFETENSORS_SUFFIX:
         write_safetensors(path, tensors, metadata)
@@ -103,6 +103,10 @@ def save_single_file(
 
 def single_file_tensors(model: StableDiffusion) -> dict[str, Tensor]:
     """All tensors of the model under their single-file names and in their single-file form."""
+    return {name: made(tensor) for name, tensor in _single_file(model).items()}
+
+
+def _single_file(model: StableDiffusion) -> dict[str, Writable]:
     return {
         **unet.to_single_file(model.unet.state_dict()),
         **vae.to_single_file(model.vae.state_dict()),
@@ -176,17 +180,16 @@ def _write_with_yaml(model: StableDiffusion, path: Path, write: Callable[[Path],
         raise
 
 
-def _with_extras(own: Mapping[str, Tensor], extras: ModelExtras) -> dict[str, Writable]:
-    return {**own, **{name: tensor for name, tensor in extras.tensors.items() if not _is_weight(name, own)}}
-
-
-def _is_weight(name: str, own: Mapping[str, Tensor]) -> bool:
-    """Whether `name` is a tensor of the model in memory; False for one that only the format demands."""
-    if name not in own:
-        return False
-    without_memory = torch.empty(own[name].shape, device="meta")
-    converters = (unet.to_diffusers, text_encoder.to_transformers, vae.to_diffusers)
-    return any(convert(name, without_memory) for convert in converters)
+def _with_extras(own: Mapping[str, Writable], extras: ModelExtras) -> dict[str, Writable]:
+    """The model's tensors and the extras, which win over tensors that only the format demands."""
+    return {
+        **own,
+        **{
+            name: t
+            for name, t in extras.tensors.items()
+            if name not in own or not is_used(name, tuple(own[name].shape))
+        },
+    }
 
 
 def _beside_state_dict(metadata: Mapping[str, str]) -> dict[str, object]:

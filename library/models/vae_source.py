@@ -6,7 +6,6 @@ layout or of Diffusers, a Diffusers model or a Diffusers VAE folder.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from diffusers.models import AutoencoderKL
 
 from library.core.errors import UserError
+from library.core.json_files import read_json_object
 from library.models.convert import vae
 from library.models.folder_weights import STEMS, weights_files
 from library.models.load import build_checked, build_vae, config_from, fill
@@ -63,7 +63,7 @@ def identify_vae(path: Path) -> VaeIdentity:
         raise UserError.of(f"a VAE file ends in {', '.join(VAE_SUFFIXES)}", str(path), _GIVE_VAE)
     beside = path.with_name("config.json")
     if path.name.startswith(STEMS["vae"]) and beside.is_file():
-        return _identify_with_config(path, (path,), _read_config(beside))
+        return _identify_with_config(path, (path,), read_json_object(beside))
     file = open_weights(path)
     names = _vae_shapes([file])
     _refuse_other_kinds(path, file.shapes, names, file.metadata)
@@ -89,12 +89,12 @@ def load_vae(identity: VaeIdentity) -> AutoencoderKL:
 
 def _identify_folder(folder: Path) -> VaeIdentity:
     index = folder / "model_index.json"
-    if index.is_file() and "XL" in str(_read_config(index).get("_class_name")):
+    if index.is_file() and "XL" in str(read_json_object(index).get("_class_name")):
         raise _other_latents(folder, "this is an SDXL model, whose VAE makes other latents")
     own = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (own / "config.json").is_file():
         raise UserError.of("no VAE in the folder: neither vae/config.json nor config.json", str(folder), _GIVE_VAE)
-    config = _read_config(own / "config.json")
+    config = read_json_object(own / "config.json")
     _refuse_other_config(own, config)  # the kind before the files: another network's have other names
     return _identify_with_config(folder, weights_files(own, STEMS["vae"]), config)
 
@@ -175,13 +175,3 @@ def _refuse_other_downscale(path: Path, blocks: int) -> None:
 
 def _other_latents(path: Path, what: str) -> UserError:
     return UserError.of(f"{what}: the model could not use its latents", str(path), _GIVE_VAE)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError.of(f"not valid JSON: {error}", str(path), "copy the file again") from error
-    if not isinstance(content, dict):
-        raise UserError.of("holds no JSON object", str(path), "copy the file again")
-    return content

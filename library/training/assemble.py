@@ -27,6 +27,7 @@ from library.diffusion.objective import Objective
 from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from library.methods.base import Method
 from library.models.checkpointing import enable_gradient_checkpointing
+from library.models.mapped import give_own_memory
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
 from library.optim.optimizers import make_optimizer
 from library.optim.schedulers import make_scheduler
@@ -115,8 +116,12 @@ def load_learner(run: Run, device: torch.device) -> Learner:
     loaded_dtype = models.unet.dtype
     method = make_method(run, models)
     weight_dtype = dtype_of(options.training.mixed_precision)
-    for model in (models.unet, models.text_encoder):
-        nn.Module.to(model, device, weight_dtype)  # the subclasses' own `to` does the same and logs about it
+    for name in ("unet", "text_encoder"):
+        # smaller formats lose updates that are small beside the weight
+        dtype = torch.float32 if name in method.trained_models else weight_dtype
+        nn.Module.to(getattr(models, name), device, dtype)  # the subclasses' own `to` does the same and logs about it
+    for part in (models.unet, models.text_encoder, models.vae):
+        give_own_memory(part)
     network = method.attach(models)
     if network is not None:
         network.to(device)

@@ -7,6 +7,7 @@ import torch
 from diffusers.loaders import single_file_utils as oracle
 from torch import Tensor
 
+from library.core.tensor_files import made
 from library.models import topology
 from library.models.convert import text_encoder, unet, vae
 from library.models.convert.names import inverted, rename
@@ -95,7 +96,7 @@ def test_sd1_text_encoder_agrees_with_diffusers(models_in_memory: dict[str, Stab
 
 def test_sd2_text_encoder_agrees_with_diffusers(models_in_memory: dict[str, StableDiffusion]) -> None:
     network = models_in_memory["sd2"].text_encoder
-    single = text_encoder.to_single_file(network.state_dict(), "sd2")
+    single = {name: made(tensor) for name, tensor in text_encoder.to_single_file(network.state_dict(), "sd2").items()}
     converted = oracle.convert_open_clip_checkpoint(network, dict(single))
     converted = {name: tensor for name, tensor in converted.items() if not name.startswith("text_projection")}
     expected = text_encoder.to_folder(network.state_dict())

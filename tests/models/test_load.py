@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from library.core.errors import UserError
-from library.core.tensor_files import Deferred, write_safetensors
+from library.core.tensor_files import write_safetensors
 from library.models import topology
 from library.models.identify import ModelIdentity, identify
 from library.models.load import (
@@ -25,8 +25,9 @@ from library.models.load import (
     fill,
     load_stable_diffusion,
 )
-from library.models.save import save_diffusers, save_single_file, single_file_tensors
+from library.models.save import save_diffusers, save_single_file
 from library.models.stable_diffusion import VAE_DOWNSCALE, VAE_SCALING_FACTOR, StableDiffusion
+from tests.models.full_size import write_full_size
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("sd1", "sd2", "sd2_v")
@@ -470,20 +471,7 @@ print(time.perf_counter() - start)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("family", ("sd1", "sd2"))
 def test_full_size_models_load_as_fast_as_their_file_is_read(family: str, model_files: Path, tmp_path: Path) -> None:
-    widths = topology.FULL_WIDTHS[family]
-    parts = (
-        build_unet(topology.unet_config(family, widths.unet, widths.text)),
-        build_text_encoder(topology.text_config(family, widths.text, widths.text_intermediate)),
-        build_vae(topology.vae_config(family, widths.vae)),
-    )
-    drawn = torch.Generator().manual_seed(0)
-
-    def random(shape: torch.Size) -> Deferred:
-        return Deferred(torch.float16, tuple(shape), lambda: torch.randn(shape, generator=drawn).mul_(0.02).half())
-
-    shapes = {name: t.shape for name, t in single_file_tensors(StableDiffusion(family, "epsilon", *parts)).items()}
-    path = tmp_path / "full.safetensors"
-    write_safetensors(path, {name: random(shape) for name, shape in shapes.items()}, {})
+    path = write_full_size(family, tmp_path / "full.safetensors")
     try:
         assert path.stat().st_size > 2e9
         small = str(model_files / f"{family}.safetensors")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
 from library.models.weights import open_weights
 from library.text.tokenizer import tokenizer_files
-from tests.training.runs import photo_words
+from tests.training.runs import ROOT, environment, photo_words
 
 Train = Callable[..., Path]
 VAE, UNET, TEXT = "first_stage_model.", "model.diffusion_model.", "cond_stage_model."
@@ -111,15 +113,20 @@ def test_the_form_can_be_chosen(
     assert identify(saved).form == expected
 
 
+FLOAT, VAE_TOO = ["--save_precision", "float"], ["--save_precision", "bf16", "--save_vae_precision", "float"]
+
+
 @pytest.mark.parametrize(
-    ("words", "weights", "vae"),
+    ("form", "words", "weights", "vae"),
     [
-        ([], torch.float16, torch.float16),
-        (["--save_precision", "float"], torch.float32, torch.float16),
-        (["--save_precision", "bf16", "--save_vae_precision", "float"], torch.bfloat16, torch.float32),
+        ("safetensors", [], torch.float16, torch.float16),
+        ("ckpt", FLOAT, torch.float32, torch.float16),
+        ("ckpt", VAE_TOO, torch.bfloat16, torch.float32),
+        ("safetensors", VAE_TOO, torch.bfloat16, torch.float32),
+        ("diffusers", VAE_TOO, torch.bfloat16, torch.float32),
+        ("diffusers_safetensors", VAE_TOO, torch.bfloat16, torch.float32),
     ],
 )
-@pytest.mark.parametrize("form", ["ckpt", "safetensors", "diffusers", "diffusers_safetensors"])
 def test_precision_is_honoured_in_every_form(
     train: Train,
     model: StableDiffusion,
@@ -204,6 +211,19 @@ def test_layers_behind_clip_skip_stay_as_they_are(train: Train, tiny_models: dic
     layers = f"{TEXT}transformer.text_model.encoder.layers."
     assert not any(moved(before, after, f"{layers}11."))
     assert all(moved(before, after, f"{layers}10.mlp"))
+
+
+def test_weights_that_learn_are_float32_whatever_the_precision_of_the_computation(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), *photo_words(photos)]
+    words += ["--output_dir", str(tmp_path), "--max_data_loader_n_workers", "0", "--max_train_steps", "3"]
+    words += ["--mixed_precision", "bf16", "--learning_rate", "1e-9", "--optimizer_args", "weight_decay=0"]
+    # a process of its own: Accelerate keeps one precision a process
+    subprocess.run([sys.executable, "train_db.py", *words], cwd=ROOT, env=environment(), check=True)
+    before, after = tensors_of(tiny_models["sd1"]), tensors_of(tmp_path / "last.safetensors")
+    assert sum(moved(before, after, UNET)) > 0, "updates far below the steps of bf16 are kept"
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-7
 
 
 def test_diffusers_loads_the_trained_folder(train: Train, tiny_models: dict[str, Path]) -> None:

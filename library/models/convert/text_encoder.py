@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from library.core.tensor_files import Deferred, Writable
 from library.models.convert.names import inverted, rename
 from library.models.topology import FAMILIES
 
@@ -102,15 +104,16 @@ def to_folder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {FOLDER_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def to_single_file(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+def to_single_file(tensors: Mapping[str, Tensor], family: str) -> dict[str, Writable]:
     """Single-file names and forms for the state dict of a flat `CLIPTextModel`.
 
     For "sd2" the unused last layer, the text projection and the temperature are made up: readers demand that they are
-    there, and none uses them for pictures. The made-up layer passes its input through unchanged.
+    there, and none uses them for pictures. The made-up layer passes its input through unchanged. Fused attention is put
+    together when it is written.
     """
     if family == "sd1":
         return {CLIP_PREFIX + name: tensor for name, tensor in to_folder(tensors).items()}
-    converted = {}
+    converted: dict[str, Writable] = {}
     for name, tensor in tensors.items():
         part = name.split(".")[-2]
         if part in _FUSED:
@@ -124,15 +127,21 @@ def to_single_file(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tens
     return converted
 
 
-def _fused_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    fused = {}
+def _fused_attention(tensors: Mapping[str, Tensor]) -> dict[str, Writable]:
+    fused: dict[str, Writable] = {}
     # a dict, not a set: the order of the tensors is part of a .ckpt file's bytes
     layers = dict.fromkeys(name.split(".")[2] for name in tensors if name.startswith("encoder.layers."))
     for layer in layers:
         for kind in ("weight", "bias"):
             parts = [tensors[f"encoder.layers.{layer}.self_attn.{part}.{kind}"] for part in _FUSED]
-            fused[f"{OPENCLIP_PREFIX}{_OPENCLIP_LAYERS}.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
+            fused[f"{OPENCLIP_PREFIX}{_OPENCLIP_LAYERS}.{layer}.attn.in_proj_{kind}"] = _joined(parts)
     return fused
+
+
+def _joined(parts: list[Tensor]) -> Deferred:
+    """The parts as one tensor along the first axis."""
+    rows = sum(part.shape[0] for part in parts)
+    return Deferred(parts[0].dtype, (rows, *parts[0].shape[1:]), partial(torch.cat, parts))
 
 
 def _unused_openclip_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
