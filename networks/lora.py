@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from library.core.errors import UserError
 from library.core.tensor_files import with_hashes, write_safetensors
+from library.models.weights import open_weights
 
 UNET_PREFIX, TEXT_ENCODER_PREFIX = "lora_unet", "lora_te"
 UNET_TARGETS = ("Transformer2DModel",)
@@ -341,18 +341,10 @@ def read_network_file(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors, .ckpt or .pt network file.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: when it is damaged, or would run code.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(str(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every library has its own; all mean: this file is no network
-        reason = str(error).splitlines()[0]
-        raise UserError.of(
-            f"cannot be read as a network: {reason}", str(path), "check the file or name another"
-        ) from error
-    return {str(key): value for key, value in loaded.items()}
+    file = open_weights(path)
+    return {name: file.read(name) for name in file.shapes}
 
 
 def unet_targets(unet: nn.Module | None) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from library.core.errors import UserError
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
-from networks.lora import LoraNetwork, check_options, create_network, create_network_from_weights
+from networks.lora import LoraNetwork, check_options, create_network, create_network_from_weights, read_network_file
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out_0"]
 # blocks of the U-Net with attention: path and number of transformers
@@ -179,8 +180,29 @@ def test_files_that_do_not_fit_are_named(model: StableDiffusion, tmp_path: Path)
     with pytest.raises(UserError, match="--network_dim"):
         make(model, rank=4).load_weights(file)
     file.write_bytes(b"not a network")
-    with pytest.raises(UserError, match="cannot be read as a network"):
+    with pytest.raises(UserError, match="this is plain text, no model"):
         network.load_weights(file)
+
+
+class Malicious:
+    """Unpickled by an ordinary reader, this runs a command."""
+
+    def __init__(self, touched: Path) -> None:
+        self._touched = touched
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch '{self._touched}'",)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_pickled_network_files_are_read_and_run_nothing(model: StableDiffusion, tmp_path: Path, suffix: str) -> None:
+    network, file = make(model), tmp_path / f"x{suffix}"
+    torch.save(network.file_tensors(), file)
+    assert read_network_file(file).keys() == network.file_tensors().keys()
+    torch.save({**network.file_tensors(), "x": Malicious(tmp_path / "touched")}, file)
+    with pytest.raises(UserError, match="system"):
+        read_network_file(file)
+    assert not (tmp_path / "touched").exists()
 
 
 def test_parts_can_be_left_out_and_rates_are_per_part(model: StableDiffusion) -> None:

@@ -180,7 +180,7 @@ def test_network_weights_that_are_no_network_are_refused(
         path.write_text("no tensors here\n", encoding="utf-8")
     problem = refusal(model, data, tmp_path / "out", "--network_weights", str(path))
     assert str(path) in problem.where
-    assert ("holds no LoRA weights" if kind == "base model" else "cannot be read as a network") in problem.what
+    assert ("holds no LoRA weights" if kind == "base model" else "this is plain text, no model") in problem.what
     assert not (tmp_path / "out").exists()
 
 
