@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from library.core.wording import some_of
+from library.data.caption_changes import CaptionChanges
 from library.data.config import DatasetConfig
 from library.data.facts import folder_name
 from library.data.index import CaptionSource, ImageIndex
@@ -57,7 +58,20 @@ def _folder_lines(index: ImageIndex, dataset: DatasetConfig, first_subset: int) 
         count = np.count_nonzero(index.subset == number)
         kind = ", regularisation" if subset.is_reg else ""
         tokens = f', class tokens "{subset.class_tokens}"' if subset.class_tokens else ""
-        yield f"  {folder_name(subset)}: {count} pictures x {subset.num_repeats} repeats{tokens}{kind}"
+        changes = "".join(f", {words}" for words in _change_words(subset.caption_changes))
+        yield f"  {folder_name(subset)}: {count} pictures x {subset.num_repeats} repeats{tokens}{kind}{changes}"
+
+
+def _change_words(changes: CaptionChanges) -> Iterator[str]:
+    """What happens to the captions of a folder at each use."""
+    if changes.shuffle:
+        yield "tags shuffled"
+    if changes.tag_dropout_rate:
+        yield f"{changes.tag_dropout_rate:.0%} of the tags left out"
+    if changes.keep_tokens and (changes.shuffle or changes.tag_dropout_rate):
+        yield f"first {changes.keep_tokens} kept"
+    if changes.dropout_rate:
+        yield f"{changes.dropout_rate:.0%} of the captions empty"
 
 
 def _reg_lines(planner: Planner, dataset: int) -> Iterator[str]:

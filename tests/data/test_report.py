@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.core.sizes import Size
+from library.data.caption_changes import CaptionChanges
 from library.data.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner
@@ -31,6 +32,13 @@ def test_report_of_a_small_world(tmp_path: Path) -> None:
         "an epoch: ",
     ):
         assert part in text
+
+
+def test_changes_of_captions_are_told_by_folder(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a" / "a.png")
+    changes = CaptionChanges(shuffle=True, keep_tokens=2, tag_dropout_rate=0.1, dropout_rate=0.05)
+    text = report_of(index_of(make_dataset(make_subset(tmp_path / "a", caption_changes=changes))))
+    assert "tags shuffled, 10% of the tags left out, first 2 kept, 5% of the captions empty" in text
 
 
 def test_surplus_regularisation_is_said_to_rotate(tmp_path: Path) -> None:

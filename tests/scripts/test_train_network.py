@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.core.errors import UserError
@@ -207,6 +209,28 @@ def test_diffusers_folder_trains_like_the_single_file(trained: Trained, photos: 
     words = ["--max_train_steps", "8", "--network_dim", "4", "--network_alpha", "16", "--cache_latents"]
     tensors = run_here(trained.folder, photo_words(photos), tmp_path, *words)
     assert_same(tensors, trained.tensors)
+
+
+def test_a_model_of_the_hub_trains_offline_from_the_cache(trained: Trained, photos: Path, tmp_path: Path) -> None:
+    """The cache is laid out as huggingface_hub does it, and the network is out of reach."""
+    repository = tmp_path / "cache" / "models--somebody--tiny"
+    shutil.copytree(trained.folder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    words = ["--pretrained_model_name_or_path", "somebody/tiny", *photo_words(photos), "--output_dir", str(tmp_path)]
+    words += ["--max_train_steps", "1", "--max_data_loader_n_workers", "0", "--network_dim", "4"]
+    settings = {**environment(), "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "train_network.py", *words]
+    result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "model: somebody/tiny, Stable Diffusion" in result.stderr
+    with safe_open(str(tmp_path / "last.safetensors"), "pt") as file:
+        assert file.metadata()["ss_sd_model_name"] == "somebody/tiny"
+
+    elsewhere = {**settings, "HF_HUB_CACHE": str(tmp_path / "empty")}
+    result = subprocess.run(command, cwd=ROOT, env=elsewhere, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "no such folder here, and the Hub may not be asked, because HF_HUB_OFFLINE is set" in result.stderr
 
 
 def test_a_ckpt_trains_like_the_safetensors_file(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
