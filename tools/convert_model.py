@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, from any folder
 
 from library.core.errors import Problems, UserError, run_script
-from library.options.saving import PRECISIONS, SAVE_FORMATS
+from library.options.saving import CKPT, PRECISIONS, SAVE_FORMATS
 
 if TYPE_CHECKING:
+    from library.models.forms import SaveTarget
     from library.training.run import BaseModel
 
 
@@ -34,17 +34,16 @@ def main(words: Sequence[str] | None = None) -> None:
     problems = Problems()
     asked = ModelOptions(arguments.model, arguments.vae, arguments.v2, arguments.v_parameterization)
     base = check_base_model(asked, problems)
-    _check_output(arguments.out, arguments.overwrite, problems)
-    if base is None or problems:
+    target = _check_output(arguments, problems)
+    if base is None or target is None or problems:
         raise UserError(problems)
-    _convert(base, arguments)
+    _convert(base, target, arguments)
 
 
-def _convert(base: BaseModel, arguments: argparse.Namespace) -> None:
+def _convert(base: BaseModel, target: SaveTarget, arguments: argparse.Namespace) -> None:
     from library.core.atomic_io import size_on_disk
     from library.core.device import dtype_of
     from library.models.extras import read_extras
-    from library.models.forms import SaveTarget, form_of_path
     from library.models.save import Precisions, save_model
     from library.text.tokenizer import tokenizer_files
     from library.training.facts import conversion_metadata
@@ -53,18 +52,31 @@ def _convert(base: BaseModel, arguments: argparse.Namespace) -> None:
     base = fetch_base_model(base)
     extras = read_extras(base.identity)
     models = load_models(base)
-    form = arguments.save_model_as or form_of_path(arguments.out)
-    asked = [arguments.precision, arguments.vae_precision]
-    precisions = Precisions(*(None if name is None else dtype_of(name) for name in asked))
-    metadata = conversion_metadata(base, arguments.out.stem, extras.metadata)
-    target = SaveTarget(arguments.out, form)
-    save_model(models, target, precisions, replace(extras, metadata={}), metadata, tokenizer_files(models.family))
-    print(f"{arguments.out} ({form}, {size_on_disk(arguments.out) / 1e6:.1f} MB)")
+    asked = {"weights": arguments.precision, "vae": arguments.vae_precision}
+    formats = {part: None if name is None else dtype_of(name) for part, name in asked.items()}
+    for part, loaded in (("weights", models.dtype), ("vae", models.vae.dtype)):
+        if target.form == CKPT and formats[part] is None and str(loaded) == "torch.bfloat16":
+            formats[part] = dtype_of("fp16")
+            print(f"{part}: bf16 becomes fp16, for the Web UI refuses a .ckpt that holds bf16")
+    metadata = conversion_metadata(base, target.path.stem, extras.metadata, keeps_bits=not any(formats.values()))
+    save_model(models, target, Precisions(**formats), extras, metadata, tokenizer_files(models.family))
+    print(f"{target.path} ({target.form}, {size_on_disk(target.path) / 1e6:.1f} MB)")
 
 
-def _check_output(out: Path, overwrite: bool, problems: Problems) -> None:
-    if out.exists() and not overwrite:
-        problems.add("exists already and would be lost", str(out), "choose another name, or give --overwrite")
+def _check_output(arguments: argparse.Namespace, problems: Problems) -> SaveTarget | None:
+    from library.models.forms import SaveTarget, files_in_the_way, form_of_path, is_single_file, refuse_other_folder
+
+    try:
+        target = SaveTarget(arguments.out, arguments.save_model_as or form_of_path(arguments.out))
+        if not is_single_file(target.form):
+            refuse_other_folder(target.path)
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+    for path in files_in_the_way(target):
+        if not arguments.overwrite:
+            problems.add("exists already and would be lost", str(path), "choose another name, or give --overwrite")
+    return target
 
 
 def _truth(text: str) -> bool:

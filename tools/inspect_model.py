@@ -64,7 +64,7 @@ def main() -> None:
     start_logging()  # before the imports: it keeps libraries from talking while they load
     report = inspect(arguments.path)
     if arguments.json:
-        print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(report), indent=2))  # in ASCII: texts out of a file could command the terminal
     else:
         print("\n".join(lines_of(report)))
 
@@ -104,7 +104,7 @@ def _inspect_folder(folder: Path) -> Report:
     from library.models.folder_weights import STEMS, weights_files
     from library.models.identify import identify
     from library.models.recognise import FAMILY_NAMES, MODEL
-    from library.models.weights import open_weights
+    from library.models.weights import open_weights, open_weights_or_metadata
 
     identity = identify(folder)
     report = Report(str(folder), f"a full {FAMILY_NAMES[identity.family]} model", MODEL, identity.family)
@@ -116,7 +116,7 @@ def _inspect_folder(folder: Path) -> Report:
         report.parts.append(_part(name, [(file, tensor) for file in files for tensor in file.shapes]))
         report.notes += [note for file in files for note in file.notes]
     if (folder / EXTRAS_FILE).is_file():
-        extras = open_weights(folder / EXTRAS_FILE)
+        extras = open_weights_or_metadata(folder / EXTRAS_FILE)
         report.parts.append(_part(f"kept extras ({EXTRAS_FILE})", [(extras, tensor) for tensor in extras.shapes]))
         report.metadata = dict(extras.metadata)
     _add_identity(report, identity)
@@ -162,7 +162,7 @@ def _part(part: str, tensors: Iterable[tuple[WeightsFile, str]]) -> Part:
 
 
 def lines_of(report: Report) -> list[str]:
-    """The report for people."""
+    """The report for people; what of the file's texts is not printable is escaped, so that each stays on its line."""
     lines = [f"{report.path}: this is {report.what}" + (f", form {report.form}" if report.form else "")]
     if report.kind == "model":
         lines.append(f"predicts: {_prediction_words(report)}")
@@ -179,8 +179,12 @@ def lines_of(report: Report) -> list[str]:
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"{name}: {value}" for name, value in report.hashes.items()]
     lines.append(f"metadata: {len(report.metadata)} entries")
-    lines += [f"  {key}: {_shortened(value)}" for key, value in sorted(report.metadata.items())]
-    return lines
+    lines += [f"  {_shortened(key)}: {_shortened(value)}" for key, value in sorted(report.metadata.items())]
+    return [_printable(line) for line in lines]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _prediction_words(report: Report) -> str:

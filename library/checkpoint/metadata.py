@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from library.core.sizes import Size
-from library.core.tensor_files import file_hash, legacy_hash
+from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, file_hash, legacy_hash
 from library.options.data import DataOptions
 from library.options.network import NetworkOptions
 from library.options.text import TextOptions
@@ -70,6 +70,11 @@ def file_facts(name: str, path: Path) -> FileFacts:
     """Facts of a model or VAE called `name`; the whole file is read for its hash."""
     hashes = (legacy_hash(path), file_hash(path)) if path.is_file() else (None, None)
     return FileFacts(name, *hashes)
+
+
+def is_hash_key(key: str) -> bool:
+    """Whether the value under `key` is a hash of the very weights that the file holds."""
+    return key.startswith("modelspec.hash") or key in (MODEL_HASH_KEY, LEGACY_HASH_KEY)
 
 
 def text_values(values: Mapping[str, Any]) -> dict[str, str]:
@@ -175,7 +180,7 @@ def _without_folder(value: str) -> str:
 def data_values(data: DataOptions) -> dict[str, Any]:
     """`ss_*` keys taken from the dataset options; those the dataset itself decides are added by the caller."""
     return {
-        "ss_cache_latents": data.cache_latents,
+        "ss_cache_latents": data.cache_latents or data.cache_latents_to_disk,
         "ss_prior_loss_weight": data.prior_loss_weight,
         "ss_color_aug": False,
         "ss_flip_aug": False,

@@ -29,6 +29,7 @@ from library.core.pickle_names import (
 )
 
 _LONGEST = 10_000_000  # opcodes; a model takes some 40,000, and each may cost a hundred bytes of memory
+_MOST_ITEMS = 10_000_000  # that one pickle may have copied from container to container; optimizers copy some thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._left = _MOST_ITEMS
         self._handlers = self._make_handlers()
 
     def step(self, name: str, argument: Any) -> None:
@@ -180,10 +182,16 @@ class _Machine:
         return found
 
     def _made(self, function: Any, arguments: Any) -> Any:
-        made = make(function, arguments)
+        made = make(function, arguments, self._spend)
         if isinstance(made, StoredTensor):
             self.tensors[made] = made
         return made
+
+    def _spend(self, items: int) -> None:
+        """A few bytes of a pickle can ask for a copy of what took many, again and again."""
+        self._left -= items
+        if self._left < 0:
+            raise MalformedPickle(f"it copies more than {_MOST_ITEMS:,} items, and no model needs that")
 
     def _made_of_list(self, items: list[Any]) -> Any:
         return self._made(items[0], tuple(items[1:]))
@@ -193,6 +201,7 @@ class _Machine:
         target = self.stack[-1]
         parameters = state.get("_parameters") if isinstance(state, dict) else None
         if isinstance(target, dict) and isinstance(parameters, dict):
+            self._spend(len(parameters))
             target.update(parameters)
 
     def _persistent(self, given: Any) -> Any:

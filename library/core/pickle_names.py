@@ -2,15 +2,14 @@
 
 A name is never looked up (`Named`). `make` answers what torch's and Python's own functions would have built: plain
 containers become dicts, lists and sets, tensors become descriptions of where their values lie. All else is `INERT`:
-it stands for an object that may be called, filled and given a state, and nothing happens. `judge` tells names of
-Python's own library that could do harm. What torch puts into its pickles: calls of `torch._utils._rebuild_*` on
+it stands for an object that may be called, filled and given a state, and nothing happens. `judge` tells names that
+could do harm if they were called. What torch puts into its pickles: calls of `torch._utils._rebuild_*` on
 storages, which are named by persistent ids.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,15 +137,49 @@ STORAGES: dict[str, torch.dtype | None] = {
 _TORCH_FURNITURE = {"torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"}
 _PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
 
-_STANDARD_LIBRARY = sys.stdlib_module_names | {
-    "builtins", "posix", "nt", "commands", "popen2", "urllib2", "httplib", "cPickle", "StringIO", "cStringIO",
-}  # fmt: skip
 # Python 2 files use the former names.
 FORMER_MODULES = {"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg"}
 # Python's system functions live in modules that nobody knows by name.
-_KNOWN_AS = {"posix": "os", "nt": "os", "posixpath": "os.path", "ntpath": "os.path"}
-# What is left of the standard library in honest files; it is inert all the same. Modules count without dotted names:
-# pathlib.Path is data, pathlib.Path.write_text is not.
+_KNOWN_AS = {"posix": "os", "nt": "os"}
+# Modules and names of Python's own library that run code or commands, or reach files, the network or other objects'
+# inside. A name stands for all below it too. The rest of that library can do nothing worse than be left out.
+_HARMFUL = {
+    # code, commands, processes
+    "os", "posix", "nt", "subprocess", "_posixsubprocess", "_winapi", "sys", "pty", "commands", "popen2", "pipes",
+    "runpy", "code", "codeop", "rlcompleter", "importlib", "imp", "zipimport", "pkgutil", "site", "atexit", "ctypes",
+    "_ctypes", "multiprocessing", "_multiprocessing", "threading", "_thread", "concurrent.futures.process",
+    "concurrent.futures.thread", "asyncio.subprocess", "asyncio.base_subprocess", "asyncio.unix_events",
+    "asyncio.windows_events", "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell", "pdb", "bdb",
+    "profile", "cProfile", "trace", "timeit", "doctest", "pydoc", "venv", "ensurepip", "pip", "test.support",
+    "distutils", "compileall", "py_compile", "platform.popen", "uuid._get_command_stdout", "uuid._popen",
+    "types.FunctionType", "types.CodeType", "types.MethodType", "signal.raise_signal", "signal.pthread_kill",
+    "_signal.raise_signal", "_signal.pthread_kill",
+    # pickles within the pickle
+    *(f"{module}.{name}" for module in ("pickle", "_pickle", "cPickle")
+      for name in ("load", "loads", "_load", "_loads", "Unpickler", "_Unpickler")),
+    "marshal.load", "marshal.loads", "shelve", "dbm",
+    # files
+    "shutil", "tempfile", "fileinput", "mmap", "fcntl", "sqlite3", "winreg", "msvcrt", "codecs.open",
+    "logging.FileHandler", "logging.config", "logging.handlers", "zipfile.ZipFile", "zipfile.PyZipFile",
+    *(f"{module}.{name}" for module in ("io", "_io", "_pyio") for name in ("open", "open_code", "FileIO")),
+    *(f"{module}.{name}" for module, kind in (("gzip", "GzipFile"), ("bz2", "BZ2File"), ("lzma", "LZMAFile"),
+                                              ("tarfile", "TarFile")) for name in ("open", kind)),
+    # network
+    "socket", "_socket", "ssl", "_ssl", "socketserver", "webbrowser", "urllib.request", "urllib.urlopen",
+    "urllib.urlretrieve", "urllib.URLopener", "urllib.FancyURLopener", "urllib2", "httplib", "http.client",
+    "http.server", "xmlrpc", "wsgiref", "ftplib", "smtplib", "smtpd", "poplib", "imaplib", "nntplib", "telnetlib",
+    "asyncore", "asynchat",
+    # other objects' inside
+    "operator.attrgetter", "operator.methodcaller", "_operator.attrgetter", "_operator.methodcaller",
+    *(f"builtins.{name}" for name in ("eval", "exec", "execfile", "compile", "open", "file", "__import__", "getattr",
+                                      "setattr", "delattr", "globals", "locals", "vars", "input", "raw_input",
+                                      "breakpoint", "apply", "reload", "help", "__loader__", "__spec__",
+                                      "__build_class__")),
+}  # fmt: skip
+# By these any class or function leads to every other.
+_WAYS_OUT = {"__globals__", "__builtins__", "__subclasses__", "__code__", "__dict__", "__getattribute__", "__loader__"}
+# What the standard library has of plain data in honest files: inert as well, and not worth a note. Modules count
+# without dotted names.
 _HARMLESS_MODULES = {
     "collections",
     "datetime",
@@ -177,29 +210,36 @@ def _is_harmless(name: Named) -> bool:
     return is_exception or (name.module in _HARMLESS_MODULES and "." not in name.name)
 
 
-def _reaches_standard_library(name: Named) -> bool:
-    """Whether the name leads there, also by the attributes of another module (torch.serialization, os.system)."""
-    first, *between = [*name.module.split(".")[:1], *name.name.split(".")[:-1]]
-    return first in _STANDARD_LIBRARY or any(part in _STANDARD_LIBRARY for part in between)
+def _is_harmful(name: Named) -> bool:
+    """Whether the name leads to harm, also by the attributes of another module (torch.serialization, os.system)."""
+    parts = name.name.split(".")
+    if not _WAYS_OUT.isdisjoint(parts) or (name.module == "pathlib" and len(parts) > 1):  # Path is data, Path.touch not
+        return True
+    inside = (".".join(parts[first:]) for first in range(len(parts) - 1))
+    return any(_stands_below(path) for path in (name.dotted, *inside))
+
+
+def _stands_below(path: str) -> bool:
+    """Whether the path or its beginning is one of `_HARMFUL`."""
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in _HARMFUL for count in range(1, len(parts) + 1))
 
 
 def _is_known_torch(name: Named) -> bool:
-    tables: tuple[Any, ...] = (_DTYPES, STORAGES, _BUILDERS, _TORCH_FURNITURE)
+    tables: tuple[Any, ...] = (_DTYPES, STORAGES, _BUILDERS, _OTHER_TYPE, _TORCH_FURNITURE)
     return any(name.dotted in table for table in tables)
 
 
 def judge(name: Named) -> bool:
-    """Whether the name is foreign: neither torch's nor Python's, so that its object is left out.
+    """Whether the name is foreign: neither tensors nor plain data, so that its object is left out.
 
     Raises:
-        MaliciousPickle: it leads into Python's own library, where no honest model file has business.
+        MaliciousPickle: calling it could do harm, and no honest model file has business with it.
     """
-    if _is_known_torch(name) or _is_harmless(name):
-        return False
-    if _reaches_standard_library(name):
+    if _is_harmful(name):
         known_as = _KNOWN_AS.get(name.module)
         raise MaliciousPickle(name.dotted if known_as is None else f"{known_as}.{name.name} (as {name.dotted})")
-    return True
+    return not (_is_known_torch(name) or _is_harmless(name))
 
 
 # --- what the known names make ----------------------------------------------------------------------------------------
@@ -256,10 +296,6 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_other_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    return make(function, arguments)
-
-
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
@@ -276,21 +312,35 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type": _of_other_type,
-    "torch._tensor._rebuild_from_type_v2": _of_other_type,
 }
+# They say: make it as (function, type, arguments, …) tell, then change its type.
+_OTHER_TYPE = {"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"}
+_LONGEST_KEY = 64  # parts
+_BYTES_OF_ITEM = 16  # a text or bytes of so many characters costs about as much as an item
 
 
-def make(function: Any, arguments: Any) -> Any:
+def make(function: Any, arguments: Any, spend: Callable[[int], None]) -> Any:
     """What calling `function` gives, by our own rules.
+
+    Args:
+        spend: is told before each call how many items it goes through; raises when they become too many.
 
     Raises:
         MalformedPickle: it describes an impossible tensor.
     """
+    while isinstance(function, Named) and function.dotted in _OTHER_TYPE and isinstance(arguments, tuple):
+        function, _type, arguments, *_ = arguments
     builder = _BUILDERS.get(function.dotted) if isinstance(function, Named) else None
     if builder is None or not isinstance(arguments, tuple):
         return INERT
+    spend(len(arguments) + sum(map(_cost, arguments)))
     return builder(*arguments)
+
+
+def _cost(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value) // _BYTES_OF_ITEM
+    return len(value) if isinstance(value, dict | list | tuple | set | frozenset) else 0
 
 
 def is_count(value: Any) -> bool:
@@ -299,6 +349,14 @@ def is_count(value: Any) -> bool:
 
 
 def safe_key(value: Any) -> Any:
-    """The value if it can be looked up safely, else `INERT`: deep tuples overflow the interpreter's hash."""
+    """The value if it can be looked up safely, else `INERT`.
+
+    Deep tuples overflow the interpreter's hash, and those of long ones are computed anew each time.
+    """
     parts = value if type(value) is tuple else (value,)
-    return value if all(isinstance(part, str | int | float | bytes | Named | None) for part in parts) else INERT
+    return (
+        value
+        if len(parts) <= _LONGEST_KEY
+        and all(isinstance(part, str | int | float | bytes | Named | None) for part in parts)
+        else INERT
+    )

@@ -1,9 +1,9 @@
 """Files of tensors in the zip form of `torch.save`: deterministic bytes, one tensor in memory at a time.
 
 The pickle names nothing but `collections.OrderedDict`, `torch._utils._rebuild_tensor_v2` and torch's storage classes,
-so that `torch.load(weights_only=True)` and the safety checks of the Web UI and others let it pass. The archive is
-torch's: `data.pkl`, `byteorder`, the storages `data/N` uncompressed at multiples of 64 bytes (they can be mapped),
-`version`.
+and for the newer number formats, as torch does, `_rebuild_tensor_v3`, `torch.storage.UntypedStorage` and the format, so
+that `torch.load(weights_only=True)` and the safety checks of the Web UI and others let it pass. The archive is torch's:
+`data.pkl`, `byteorder`, the storages `data/N` uncompressed at multiples of 64 bytes (they can be mapped), `version`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,18 @@ _STORAGES = {
     torch.int8: "CharStorage",
     torch.uint8: "ByteStorage",
     torch.bool: "BoolStorage",
+    torch.complex64: "ComplexFloatStorage",
+}
+# Formats that have no storage class of their own: torch writes plain bytes for them, and names the format beside.
+_OF_BYTES = {
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.float8_e4m3fnuz: "float8_e4m3fnuz",
+    torch.float8_e5m2fnuz: "float8_e5m2fnuz",
+    torch.float8_e8m0fnu: "float8_e8m0fnu",
+    torch.uint64: "uint64",
+    torch.uint32: "uint32",
+    torch.uint16: "uint16",
 }
 
 
@@ -110,21 +122,32 @@ def _objects(names: list[str], tensors: Mapping[str, Writable], beside: Mapping[
 
 
 def _tensor(key: str, name: str, tensor: Writable) -> bytes:
-    """`torch._utils._rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks)`."""
+    """`torch._utils._rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks)`; `_v3` adds the dtype."""
     dtype, shape = _facts(tensor)
-    if dtype not in _STORAGES:
+    count = math.prod(shape)
+    if dtype in _STORAGES:
+        function, storage, more = "_rebuild_tensor_v2", _storage("torch", _STORAGES[dtype], key, count), b""
+    elif dtype in _OF_BYTES:
+        function, more = "_rebuild_tensor_v3", _global("torch", _OF_BYTES[dtype])
+        storage = _storage("torch.storage", "UntypedStorage", key, count * dtype.itemsize)
+    else:
         raise ValueError(f"{name}: {dtype} cannot be stored in a file of torch.save by this program")
-    kind, numel = _global("torch", _STORAGES[dtype]), _number(math.prod(shape))
-    storage = _text("storage") + kind + _text(key) + _text("cpu") + numel
     arguments = (
-        _tuple(storage) + pickle.BINPERSID,
+        storage,
         _number(0),
         _numbers(shape),
         _numbers(plain_stride(shape)),
         pickle.NEWFALSE,
         _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE,
+        more,
     )
-    return _global("torch._utils", "_rebuild_tensor_v2") + _tuple(b"".join(arguments)) + pickle.REDUCE
+    return _global("torch._utils", function) + _tuple(b"".join(arguments)) + pickle.REDUCE
+
+
+def _storage(module: str, kind: str, key: str, count: int) -> bytes:
+    """`("storage", kind, key, device, count)` as a persistent id."""
+    facts = _text("storage") + _global(module, kind) + _text(key) + _text("cpu") + _number(count)
+    return _tuple(facts) + pickle.BINPERSID
 
 
 def _value(name: str, value: object) -> bytes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
@@ -19,24 +20,37 @@ from safetensors import safe_open
 
 from library.core.atomic_io import write_whole
 
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+# Number formats by their names in the format. What is read must be writable, so the readers know no others.
+DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
+    {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+        torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+        torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+        torch.float8_e8m0fnu: "F8_E8M0",
+        torch.complex64: "C64",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint64: "U64",
+        torch.uint32: "U32",
+        torch.uint16: "U16",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+)
 HEADER_LIMIT = 50_000_000  # readers refuse headers of 100 MB; ours stay far from it
 
 # Hashes that the Web UI's LoRA tools compare; both describe the file that holds them, so they are put in afterwards.
 MODEL_HASH_KEY = "sshs_model_hash"
 LEGACY_HASH_KEY = "sshs_legacy_hash"
 _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
+_HASH_LENGTHS = MappingProxyType({MODEL_HASH_KEY: 64, LEGACY_HASH_KEY: 8})
 _CHUNK = 1 << 20
 
 
@@ -76,12 +90,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Map
     Args:
         path: final name.
         tensors: any device; saved in their own dtype, one after the other.
-        metadata: texts only; an `sshs_model_hash` or `sshs_legacy_hash` among them is computed here.
+        metadata: texts only; an `sshs_model_hash` or `sshs_legacy_hash` among them is computed here, whatever it was.
 
     Raises:
         ValueError: when a dtype cannot be stored or the header would be too large to be read again.
     """
-    header = _header(tensors, metadata)
+    asked = [key for key in _HASH_LENGTHS if key in metadata]
+    header = _header(tensors, {**metadata, **{key: "0" * _HASH_LENGTHS[key] for key in asked}})
     if len(header) > HEADER_LIMIT:
         raise ValueError(f"metadata of {len(header)} bytes would make {path.name} unreadable (limit {HEADER_LIMIT})")
 
@@ -91,8 +106,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Map
             file.write(header)
             for name in _order(tensors):
                 file.write(bytes_of(name, tensors[name]))
-        if MODEL_HASH_KEY in metadata or LEGACY_HASH_KEY in metadata:
-            _fill_in_hashes(temporary, header)
+        if asked:
+            _fill_in_hashes(temporary, header, asked)
 
     def check(temporary: Path) -> None:
         with safe_open(str(temporary), framework="pt") as file:
@@ -105,7 +120,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Map
 
 def with_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata that asks `write_safetensors` for both hashes (placeholders of their final length)."""
-    return {**metadata, MODEL_HASH_KEY: "0" * 64, LEGACY_HASH_KEY: "0" * 8}
+    return {**metadata, **{key: "0" * length for key, length in _HASH_LENGTHS.items()}}
 
 
 def data_hash(path: Path) -> str:
@@ -139,11 +154,11 @@ def _header(tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> byt
     offset = 0
     for name in _order(tensors):
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPE_NAMES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise ValueError(f"{name}: {tensor.dtype} cannot be stored in a safetensors file")
         end = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
         entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -152,12 +167,12 @@ def _header(tensors: Mapping[str, Writable], metadata: Mapping[str, str]) -> byt
     return text + b" " * (-len(text) % 8)
 
 
-def _fill_in_hashes(path: Path, header: bytes) -> None:
+def _fill_in_hashes(path: Path, header: bytes, asked: Iterable[str]) -> None:
     """Replaces the placeholders in the header; their length is final, so nothing moves."""
-    entries = json.loads(header)
-    entries["__metadata__"][MODEL_HASH_KEY] = data_hash(path)
     # the bytes at the legacy offset lie behind the header unless metadata is huge, so the order of the two is free
-    entries["__metadata__"][LEGACY_HASH_KEY] = legacy_hash(path)
+    found = {MODEL_HASH_KEY: data_hash(path), LEGACY_HASH_KEY: legacy_hash(path)}
+    entries = json.loads(header)
+    entries["__metadata__"].update({key: found[key] for key in asked})
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     with path.open("r+b") as file:
         file.seek(8)

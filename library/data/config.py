@@ -13,7 +13,7 @@ from library.core.toml_files import read_toml
 from library.data.buckets import BucketLimits
 from library.data.caption_changes import CaptionChanges
 from library.data.captions import DEFAULT_CAPTION_EXTENSIONS
-from library.data.folders import subset_tables
+from library.data.folders import metadata_tables, subset_tables
 from library.data.schema import DatasetTables, Structure, Table, Where, caption_ending, read_structure
 from library.options.base import default_of, option_fields
 from library.options.data import DataOptions
@@ -22,14 +22,18 @@ _PLAIN_STEP = 64  # without bucketing; every layer of the U-Net halves such size
 _FLAG_OF_KEY = {"batch_size": "train_batch_size"}  # every other key is named like its flag
 _BUCKET_SIZE_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
 _SHAPE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *_BUCKET_SIZE_KEYS})
+_PICTURE_KEYS = ("image_dir", "metadata_file")
 _TAG_CHANGE_KEYS = ("shuffle_caption", "caption_tag_dropout_rate")  # what keep_tokens protects from
 
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """One folder of pictures. `caption_extension_from` says where an ending was asked for, if it was."""
+    """Pictures of a folder, or of a metadata file, which alone may go without one.
 
-    image_dir: Path
+    `caption_extension_from` says where an ending of caption files was asked for, if it was.
+    """
+
+    image_dir: Path | None
     num_repeats: int
     class_tokens: str | None
     is_reg: bool
@@ -37,6 +41,15 @@ class SubsetConfig:
     allow_missing_captions: bool
     caption_changes: CaptionChanges
     caption_extension_from: str | None = None
+    metadata_file: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """What names the pictures: their folder, or the metadata file where none is given."""
+        home = self.image_dir or self.metadata_file
+        if home is None:
+            raise ValueError("a subset without image_dir and metadata_file")
+        return home
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Value:
 
 
 def describe(options: DataOptions) -> Description:
-    """Reads the dataset description from `--dataset_config`, or from `--train_data_dir` and `--reg_data_dir`.
+    """Reads the dataset description from `--dataset_config`, or from old-style folders and `--in_json`.
 
     Raises:
         UserError: with every mistake in the file, the folder names and the sizes. Pictures are not opened yet.
@@ -93,6 +106,7 @@ def read_description(options: DataOptions, problems: Problems) -> Description:
     structure = read_structure(content, where, problems)
     datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
     _check_kept_tags(structure, options, problems)
+    _check_metadata_options(structure, options, problems)
     return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
 
 
@@ -116,29 +130,35 @@ def look_up(key: str, tables: Sequence[Table], options: DataOptions) -> Value:
 
 
 def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> tuple[dict[str, Any], Where]:
-    folders = [f"--{name}" for name in ("train_data_dir", "reg_data_dir") if getattr(options, name) is not None]
+    old_style = ("train_data_dir", "in_json", "reg_data_dir")
+    folders = [f"--{name}" for name in old_style if getattr(options, name) is not None]
     if options.dataset_config is not None:
         if folders:
             what = f"--dataset_config and {' and '.join(folders)} are both given"
-            problems.add(what, "command line", "name the folders in the dataset file, or leave that file out")
+            fix = "name the folders and metadata files in the dataset file, or leave that file out"
+            problems.add(what, "command line", fix)
             return {}, _no_place
         file = read_toml(Path(options.dataset_config), "--dataset_config")
         return file.content, file.where
-    if options.train_data_dir is None:
+    if options.train_data_dir is None and options.in_json is None:
         what = "--reg_data_dir is given without --train_data_dir" if folders else "no pictures are given"
         problems.add(what, "command line", "give --train_data_dir DIR, or --dataset_config FILE.toml")
         return {}, _no_place
-    if (
-        options.reg_data_dir is not None
-        and Path(options.reg_data_dir).resolve() == Path(options.train_data_dir).resolve()
-    ):
+    if _name_one_folder(options.train_data_dir, options.reg_data_dir):
         what = "--train_data_dir and --reg_data_dir name the same folder"
         problems.add(what, "command line", "give the parent of the regularisation folders, or leave --reg_data_dir out")
         return {}, _no_place
-    subsets = subset_tables(Path(options.train_data_dir), "--train_data_dir", False, problems, notes)
+    if options.in_json is not None:
+        subsets = metadata_tables(options.in_json, options.train_data_dir, problems)
+    else:
+        subsets = subset_tables(Path(str(options.train_data_dir)), "--train_data_dir", False, problems, notes)
     if options.reg_data_dir is not None:
         subsets += subset_tables(Path(options.reg_data_dir), "--reg_data_dir", True, problems, notes)
     return ({"datasets": [{"subsets": subsets}]} if subsets else {}), _no_place
+
+
+def _name_one_folder(first: str | None, second: str | None) -> bool:
+    return first is not None and second is not None and Path(first).resolve() == Path(second).resolve()
 
 
 def _no_place(key: str, occurrence: int) -> str:
@@ -149,7 +169,7 @@ def _build_dataset(
     tables: DatasetTables, structure: Structure, options: DataOptions, problems: Problems, notes: list[str]
 ) -> DatasetConfig | None:
     outer = (tables.table, structure.general)
-    built = tuple(_build_subset((subset, *outer), options) for subset in tables.subsets if "image_dir" in subset.values)
+    built = tuple(_build_subset((subset, *outer), options) for subset in tables.subsets if _is_clear(subset))
     if built and all(subset.is_reg for subset in built):
         fix = "add a subset with the pictures to learn, or remove is_reg"
         problems.add("there are only regularisation pictures", tables.name, fix)
@@ -166,12 +186,26 @@ def _build_dataset(
     return DatasetConfig(found["resolution"].value, batch_size, bucketing, built)
 
 
+def _is_clear(subset: Table) -> bool:
+    """Whether it is said where the pictures are; a bad value was told already."""
+    given = [key for key in _PICTURE_KEYS if key in subset.places]
+    return bool(given) and all(key in subset.values for key in given)
+
+
+def _path_in(subset: Table, key: str) -> Path | None:
+    return Path(subset.values[key]) if key in subset.values else None
+
+
 def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConfig:
     ending = look_up("caption_extension", tables, options)
+    repeats = look_up("num_repeats", tables, options)
+    metadata_file = _path_in(tables[0], "metadata_file")
+    if metadata_file is not None and repeats.place is None:
+        repeats = Value(options.dataset_repeats, "--dataset_repeats")
     class_tokens = look_up("class_tokens", tables, options).value
     return SubsetConfig(
-        image_dir=Path(tables[0].values["image_dir"]),
-        num_repeats=look_up("num_repeats", tables, options).value,
+        image_dir=_path_in(tables[0], "image_dir"),
+        num_repeats=repeats.value,
         class_tokens=class_tokens.strip() or None if class_tokens else None,
         is_reg=look_up("is_reg", tables, options).value,
         caption_extensions=(ending.value,) if ending.value else DEFAULT_CAPTION_EXTENSIONS,
@@ -183,6 +217,7 @@ def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConf
             dropout_rate=look_up("caption_dropout_rate", tables, options).value,
         ),
         caption_extension_from=ending.place,
+        metadata_file=metadata_file,
     )
 
 
@@ -204,6 +239,25 @@ def _check_kept_tags(structure: Structure, options: DataOptions, problems: Probl
     for place in (place for place, has_effect in protects.items() if not has_effect):
         what = "keep_tokens has no effect: tags are neither shuffled nor dropped"
         problems.add(what, place, "switch shuffle_caption on, give caption_tag_dropout_rate, or remove it")
+
+
+def _check_metadata_options(structure: Structure, options: DataOptions, problems: Problems) -> None:
+    """Complains about options of metadata files where there are none, and about the reverse."""
+    subsets = [(subset, dataset) for dataset in structure.datasets for subset in dataset.subsets]
+    reads_files: dict[str, bool] = {}
+    for subset, dataset in subsets:
+        place = look_up("caption_extension", (subset, dataset.table, structure.general), options).place
+        if place is not None:
+            reads_files[place] = reads_files.get(place, False) or "metadata_file" not in subset.places
+    is_judged = "caption_extension" not in structure.bad_keys
+    for place in (place for place, has_effect in reads_files.items() if is_judged and not has_effect):
+        what = "caption_extension has no effect: the captions stand in a metadata file"
+        problems.add(what, place, "remove it, or the metadata file")
+    has_metadata = options.in_json is not None or any("metadata_file" in subset.places for subset, _ in subsets)
+    if options.dataset_repeats > 1 and not has_metadata:
+        what = "dataset_repeats has no effect: no pictures come from a metadata file"
+        fix = "give --in_json FILE; repeats of folders are num_repeats in the dataset file, or the number in their name"
+        problems.add(what, "--dataset_repeats", fix)
 
 
 def _build_bucketing(found: dict[str, Value], name: str, problems: Problems, notes: list[str]) -> BucketLimits | None:

@@ -20,7 +20,9 @@ _log = get_logger(__name__)
 
 
 def folder_name(subset: SubsetConfig) -> str:
-    """The name of a subset's folder without the way to it."""
+    """The name of a subset's folder without the way to it, or of its metadata file without ending where it has none."""
+    if subset.image_dir is None:
+        return subset.home.stem
     return subset.image_dir.absolute().name
 
 

@@ -61,10 +61,31 @@ def subset_tables(path: Path, flag: str, is_reg: bool, problems: Problems, notes
     return [{"image_dir": str(path), "num_repeats": 1, "is_reg": is_reg}]
 
 
+def metadata_tables(file: str, image_dir: str | None, problems: Problems) -> list[dict[str, Any]]:
+    """The subset that `--in_json` and `--train_data_dir` stand for, as a TOML table.
+
+    Args:
+        file: the metadata file.
+        image_dir: the folder from which its keys count; None where they are full paths.
+        problems: receives a folder that is none; what the file holds is judged with the pictures.
+    """
+    if image_dir is None:
+        return [{"metadata_file": file}]
+    if not _is_folder(Path(image_dir), "--train_data_dir", problems):
+        return []
+    return [{"image_dir": image_dir, "metadata_file": file}]
+
+
+def _is_folder(path: Path, flag: str, problems: Problems) -> bool:
+    if path.is_dir():
+        return True
+    what = "is a file, a folder is needed" if path.exists() else "does not exist"
+    problems.add(f"{path} {what}", flag, "check the path")
+    return False
+
+
 def _look_into(path: Path, flag: str, is_reg: bool, problems: Problems) -> _Parent | None:
-    if not path.is_dir():
-        what = "is a file, a folder is needed" if path.exists() else "does not exist"
-        problems.add(f"{path} {what}", flag, "check the path")
+    if not _is_folder(path, flag, problems):
         return None
     try:
         folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]

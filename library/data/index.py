@@ -23,6 +23,7 @@ from library.core.wording import some_of
 from library.data.captions import caption_files, find_caption
 from library.data.config import DatasetConfig, Description, SubsetConfig
 from library.data.images import IMAGE_EXTENSIONS, examine, list_images
+from library.data.metadata import find_pictures, read_metadata
 
 _MOST_TOLD = 20  # of one kind of problem in one folder; the rest is counted
 _NAMES_TOLD = 5
@@ -35,6 +36,7 @@ class CaptionSource(IntEnum):
     FILE = 0
     CLASS_TOKENS = 1
     EMPTY = 2
+    METADATA = 3
 
 
 class Texts:
@@ -69,6 +71,8 @@ class ImageIndex:
     caption_source: NDArray[np.uint8]
     names: Texts
     captions: Texts
+    roots: tuple[Path, ...] = ()  # of each subset: the folder from which its names count
+    notes: tuple[str, ...] = ()  # what deserves to be told although it is no mistake
 
     def __len__(self) -> int:
         return len(self.width)
@@ -79,7 +83,7 @@ class ImageIndex:
         return tuple(subset for dataset in self.datasets for subset in dataset.subsets)
 
     def path(self, record: int) -> Path:
-        return self.folders[int(self.subset[record])].image_dir / self.names[record]
+        return self.roots[int(self.subset[record])] / self.names[record]
 
     def caption(self, record: int) -> str:
         return self.captions[record]
@@ -107,7 +111,23 @@ class _Reading(NamedTuple):
     size: Size | None
     image_problem: str | None
     caption: str | None
-    caption_problems: tuple[Problem, ...]
+    caption_problems: tuple[Problem, ...] = ()
+    has_idle_file: bool = False  # a caption file stands beside the picture and is not read
+
+
+class _Listing(NamedTuple):
+    """The pictures of a subset before any is opened; `captions` where a metadata file holds them."""
+
+    root: Path
+    names: Sequence[str]
+    captions: Sequence[str | None] | None = None
+
+
+class _Scan(NamedTuple):
+    """A subset read: the root of its names, a row for each usable picture."""
+
+    root: Path
+    rows: list[_Row]
 
 
 def build_index(description: Description, prior_loss_weight: float) -> ImageIndex:
@@ -120,9 +140,10 @@ def build_index(description: Description, prior_loss_weight: float) -> ImageInde
     Raises:
         UserError: with every missing or empty folder, broken picture, unreadable or missing caption.
     """
-    problems = Problems()
+    problems, notes = Problems(), list[str]()
     subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
-    rows = [_scan_subset(subset, problems) for subset in subsets]
+    scans = [_scan_subset(subset, problems, notes) for subset in subsets]
+    rows = [scan.rows for scan in scans]
     _report_unused_extensions(subsets, rows, problems)
     problems.raise_if_any()
     counts = [len(found) for found in rows]
@@ -141,37 +162,62 @@ def build_index(description: Description, prior_loss_weight: float) -> ImageInde
         caption_source=np.array([row.source for row in flat], dtype=np.uint8),
         names=Texts(row.name for row in flat),
         captions=Texts(row.caption for row in flat),
+        roots=tuple(scan.root for scan in scans),
+        notes=tuple(notes),
     )
 
 
-def _scan_subset(subset: SubsetConfig, problems: Problems) -> list[_Row]:
-    names = _list_folder(subset.image_dir, problems)
+def _scan_subset(subset: SubsetConfig, problems: Problems, notes: list[str]) -> _Scan:
+    listing = _list_pictures(subset, problems, notes)
     broken: list[Problem] = []
     unclear: list[Problem] = []
     without_caption: list[str] = []
+    idle_files = 0
     rows = []
-    for name, reading in zip(names, _read_all(subset, names), strict=True):
+    for name, reading in zip(listing.names, _read_all(subset, listing), strict=True):
         unclear += reading.caption_problems
+        idle_files += reading.has_idle_file
         if reading.size is None:
-            place = str(subset.image_dir / name)
+            place = str(listing.root / name)
             broken.append(Problem(reading.image_problem or "", place, "replace the file or take it out of the folder"))
             continue
         source = _caption_source(reading.caption, subset)
         if source is CaptionSource.EMPTY and not subset.allow_missing_captions and not reading.caption_problems:
             without_caption.append(name)
-        caption = (reading.caption, subset.class_tokens, "")[source] or ""
+        caption = reading.caption or (subset.class_tokens if source is CaptionSource.CLASS_TOKENS else "") or ""
         rows.append(_Row(name, reading.size, caption, source))
     _tell_first(broken, subset, problems)
     _tell_first(unclear, subset, problems)
     if without_caption:
-        _report_missing_captions(without_caption, len(names), subset, problems)
-    return rows
+        _report_missing_captions(without_caption, len(listing.names), subset, problems)
+    if idle_files:
+        what = f"{idle_files} pictures also have a caption file, which is not read"
+        notes.append(f"{subset.metadata_file}: {what}")
+    return _Scan(listing.root, rows)
 
 
 def _caption_source(caption: str | None, subset: SubsetConfig) -> CaptionSource:
     if caption is not None:
-        return CaptionSource.FILE
+        return CaptionSource.FILE if subset.metadata_file is None else CaptionSource.METADATA
     return CaptionSource.CLASS_TOKENS if subset.class_tokens else CaptionSource.EMPTY
+
+
+def _list_pictures(subset: SubsetConfig, problems: Problems, notes: list[str]) -> _Listing:
+    if subset.metadata_file is None:
+        return _Listing(subset.home, _list_folder(subset.home, problems))
+    nothing = _Listing(subset.home, ())
+    if subset.image_dir is not None and not subset.image_dir.is_dir():
+        _list_folder(subset.image_dir, problems)  # which tells why
+        return nothing
+    texts = read_metadata(subset.metadata_file, problems)
+    found = find_pictures(texts, subset.metadata_file, subset.image_dir, problems)
+    if not found.pictures:
+        return nothing
+    if found.without_entry:
+        what = f"{len(found.without_entry)} pictures in its folders have no entry and are not trained"
+        notes.append(f"{subset.metadata_file}: {what}: {_some(found.without_entry)}")
+    names, captions = zip(*found.pictures, strict=True)
+    return _Listing(found.root, names, captions)
 
 
 def _list_folder(folder: Path, problems: Problems) -> list[str]:
@@ -197,19 +243,22 @@ def _describe_empty(folder: Path) -> str:
     return f"no pictures in this folder; it holds {_some(files)}" if files else "the folder is empty"
 
 
-def _read_all(subset: SubsetConfig, names: Sequence[str]) -> Iterator[_Reading]:
-    """Opens pictures and captions in threads (decoding releases Python's lock), in the order of `names`."""
-    remaining = iter(names)
+def _read_all(subset: SubsetConfig, listing: _Listing) -> Iterator[_Reading]:
+    """Opens pictures and captions in threads (decoding releases Python's lock), in the order of the listing."""
+    remaining = iter(range(len(listing.names)))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(lambda name: _read_one(subset, name), chunk)
+            yield from pool.map(lambda number: _read_one(subset, listing, number), chunk)
 
 
-def _read_one(subset: SubsetConfig, name: str) -> _Reading:
-    path = subset.image_dir / name
+def _read_one(subset: SubsetConfig, listing: _Listing, number: int) -> _Reading:
+    path = listing.root / listing.names[number]
     image = examine(path)
+    if listing.captions is not None:
+        has_idle_file = bool(caption_files(path, subset.caption_extensions))
+        return _Reading(image.size, image.problem, listing.captions[number], has_idle_file=has_idle_file)
     try:
-        return _Reading(image.size, image.problem, find_caption(path, subset.caption_extensions), ())
+        return _Reading(image.size, image.problem, find_caption(path, subset.caption_extensions))
     except UserError as error:
         return _Reading(image.size, image.problem, None, error.problems)
 
@@ -218,17 +267,24 @@ def _tell_first(found: Sequence[Problem], subset: SubsetConfig, problems: Proble
     """Tells problems of one kind in one folder, but not thousands of them."""
     problems.extend(found[:_MOST_TOLD])
     if len(found) > _MOST_TOLD:
-        problems.add(f"{len(found) - _MOST_TOLD} more like these", str(subset.image_dir), found[-1].fix)
+        problems.add(f"{len(found) - _MOST_TOLD} more like these", str(subset.home), found[-1].fix)
 
 
 def _report_missing_captions(names: Sequence[str], total: int, subset: SubsetConfig, problems: Problems) -> None:
+    if subset.metadata_file is not None:
+        what = f"{len(names)} of {total} entries have neither caption nor tags, and no class tokens: {_some(names)}"
+        fix = (
+            "write them, give class_tokens in a dataset file, or train with an empty caption: --allow_missing_captions"
+        )
+        problems.add(what, str(subset.metadata_file), fix)
+        return
     endings = " or ".join(subset.caption_extensions)
     what = f"{len(names)} of {total} pictures have neither a caption file ({endings}) nor class tokens: {_some(names)}"
     fix = (
         "add caption files, or name the folder N_identifier class (class_tokens in a dataset file), "
         "or train them with an empty caption: --allow_missing_captions"
     )
-    problems.add(what, str(subset.image_dir), fix)
+    problems.add(what, str(subset.home), fix)
 
 
 def _report_unused_extensions(subsets: Sequence[SubsetConfig], rows: Sequence[list[_Row]], problems: Problems) -> None:
@@ -238,11 +294,11 @@ def _report_unused_extensions(subsets: Sequence[SubsetConfig], rows: Sequence[li
     """
     by_place: dict[str, list[int]] = defaultdict(list)
     for number, subset in enumerate(subsets):
-        if subset.caption_extension_from is not None and rows[number]:
+        if subset.caption_extension_from is not None and subset.metadata_file is None and rows[number]:
             by_place[subset.caption_extension_from].append(number)
     for place, numbers in by_place.items():
         if not any(_has_caption_file(subsets[number], rows[number]) for number in numbers):
-            folders = _some([str(subsets[number].image_dir) for number in numbers])
+            folders = _some([str(subsets[number].home) for number in numbers])
             ending = subsets[numbers[0]].caption_extensions[0]
             fix = "correct the ending, or remove it: .txt and .caption are found by themselves"
             problems.add(f"no picture has a caption file ending in {ending} in {folders}", place, fix)
@@ -251,7 +307,7 @@ def _report_unused_extensions(subsets: Sequence[SubsetConfig], rows: Sequence[li
 def _has_caption_file(subset: SubsetConfig, rows: Sequence[_Row]) -> bool:
     if any(row.source is CaptionSource.FILE for row in rows):
         return True
-    return any(caption_files(subset.image_dir / row.name, subset.caption_extensions) for row in rows)
+    return any(caption_files(subset.home / row.name, subset.caption_extensions) for row in rows)
 
 
 def _some(names: Sequence[str]) -> str:

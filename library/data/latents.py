@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -73,17 +74,28 @@ def fill_memory_store(
     store = MemoryLatentStore(placements)
     loader = make_loader(_Pictures(index, placements, seed), range(len(index)), workers, pin_memory=False)
     for done, picture in enumerate(loader, 1):
-        # One picture at a time, in the cache as without it: in a larger batch the VAE's float results differ in the
-        # last bits, and caching must not change the training.
-        latents = encode(picture.pixels[None], picture.latent_noise[None])[0]
-        if not torch.isfinite(latents).all():
-            what = "the VAE turns this picture into numbers that are not finite"
-            fix = "train with --mixed_precision no or bf16, use another VAE, or take the picture out"
-            raise UserError.of(what, str(index.path(picture.record)), fix)
+        latents = encode_picture(encode, picture.pixels, picture.latent_noise, index.path(picture.record))
         store.put(picture.record, latents)
         if progress is not None:
             progress(done, len(index))
     return store
+
+
+def encode_picture(encode: Encode, pixels: Tensor, latent_noise: Tensor, path: Path) -> Tensor:
+    """The latents (4, h, w) of one picture, (3, H, W) with the VAE's draw (4, h, w).
+
+    One picture at a time, in the cache as without it: in a larger batch the VAE's float results differ in the last
+    bits, and caching must not change the training.
+
+    Raises:
+        UserError: when they are not finite; the picture is named.
+    """
+    latents = encode(pixels[None], latent_noise[None])[0]
+    if not torch.isfinite(latents).all():
+        what = "the VAE turns this picture into numbers that are not finite"
+        fix = "train with --mixed_precision no or bf16, use another VAE, or take the picture out"
+        raise UserError.of(what, str(path), fix)
+    return latents
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ _NAMES_TOLD = 3
 _BUCKETS_PER_LINE = 6
 _SOURCE_WORDS = (
     (CaptionSource.FILE, "from files"),
+    (CaptionSource.METADATA, "from metadata"),
     (CaptionSource.CLASS_TOKENS, "class tokens"),
     (CaptionSource.EMPTY, "empty"),
 )
+_ODD_SOURCES = (CaptionSource.CLASS_TOKENS, CaptionSource.EMPTY)
 
 
 def describe_dataset(index: ImageIndex, placements: Placements, planner: Planner) -> list[str]:
     """The lines of the start-up report: datasets, folders, captions, buckets, and what deserves a look."""
-    lines: list[str] = []
+    lines = list(index.notes)
     first_subset = 0
     for number, dataset in enumerate(index.datasets):
         lines.append(f"dataset {number + 1}: {_describe_shape(dataset)}, batch size {dataset.batch_size}")
@@ -93,11 +95,7 @@ def _caption_lines(index: ImageIndex, rows: np.ndarray) -> Iterator[str]:
         found = records[index.caption_source[records] == source]
         if len(found):
             # Only the odd ones out are named: where every picture is alike, names say nothing.
-            names = (
-                f" ({_first_names(index, found)})"
-                if source is not CaptionSource.FILE and len(found) < len(records)
-                else ""
-            )
+            names = f" ({_first_names(index, found)})" if source in _ODD_SOURCES and len(found) < len(records) else ""
             parts.append(f"{len(found)} {words}{names}")
     yield f"  captions: {', '.join(parts)}"
 

@@ -1,7 +1,7 @@
 """The structure of a dataset file: [general], [[datasets]], [[datasets.subsets]], checked key by key.
 
-An upper level may give the keys of a lower one as their default, except `image_dir`. Voluptuous stops at the first bad
-entry of a list, so each table is checked on its own and all complaints are gathered.
+An upper level may give the keys of a lower one as their default, except `image_dir` and `metadata_file`. Voluptuous
+stops at the first bad entry of a list, so each table is checked on its own and all complaints are gathered.
 """
 
 from __future__ import annotations
@@ -74,7 +74,13 @@ _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
         "caption_dropout_rate": _Key(float, "0.05", share),
     }
 )
-_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType({"image_dir": _Key(str, "'pictures/dog'"), **_SHARED_SUBSET_KEYS})
+_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
+    {
+        "image_dir": _Key(str, "'pictures/dog'"),
+        "metadata_file": _Key(str, "'pictures/dog.json'"),
+        **_SHARED_SUBSET_KEYS,
+    }
+)
 _LEVEL_KEYS: Mapping[str, Mapping[str, _Key]] = MappingProxyType(
     {
         GENERAL: {**_DATASET_KEYS, **_SHARED_SUBSET_KEYS},
@@ -168,8 +174,9 @@ class _Reader:
         for number, subset in enumerate(entry["subsets"], 1):
             label = f"{name}, subset {number}"
             place = self._place("datasets", label)
-            if "image_dir" not in subset:
-                self._problems.add("image_dir is missing", place, "name the folder with the pictures")
+            if "image_dir" not in subset and "metadata_file" not in subset:
+                fix = "name the folder with the pictures, or a metadata_file with full paths"
+                self._problems.add("image_dir is missing", place, fix)
             subsets.append(self._read_table(subset, SUBSET, label))
         return DatasetTables(name, table, tuple(subsets))
 

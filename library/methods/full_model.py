@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from library.core.errors import UserError
 from library.models.extras import ModelExtras
 from library.models.forms import SaveTarget
 from library.models.save import Precisions, save_model
@@ -78,11 +79,23 @@ class FullModel:
         """Nothing is drawn here."""
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Writes the whole model, the VAE that it was trained with included."""
+        """Writes the whole model, the VAE that it was trained with included.
+
+        Raises:
+            UserError: a number does not fit the format asked for; the model was saved in float32 instead, for hours of
+                training may be in it.
+        """
         models = self._attached()
+        target, files = SaveTarget(path, self._saved.form), tokenizer_files(models.family)
         precisions = Precisions(weights=dtype, vae=self._saved.vae_dtype)
-        target = SaveTarget(path, self._saved.form)
-        save_model(models, target, precisions, self._saved.extras, metadata, tokenizer_files(models.family))
+        try:
+            save_model(models, target, precisions, self._saved.extras, metadata, files)
+        except UserError as error:
+            whole = Precisions(weights=torch.float32, vae=torch.float32)
+            save_model(models, target, whole, self._saved.extras, metadata, files)
+            fix = "tools/convert_model.py brings it into another precision"
+            what = f"{error.problems[0].what}: the trained model was saved in float32 instead"
+            raise UserError.of(what, str(path), fix) from None
 
     def _parts(self) -> dict[str, nn.Module]:
         models = self._attached()

@@ -140,10 +140,15 @@ class Network:
             raise UserError.of("the network has nothing to train", "--network_module", "check the --network_… options")
         wanted = [group.get("name") or (names[i] if i < len(names) else f"group{i}") for i, group in enumerate(groups)]
         idle = self._without_effect()
-        return [
+        named = [
             {"lr": self._learning_rate, **group, "params": [p for p in group["params"] if p not in idle], "name": name}
             for group, name in zip(groups, _distinct(wanted), strict=True)
         ]
+        learning = [group for group in named if group["params"]]
+        if not learning:
+            fix = "lower --clip_skip, or train the U-Net as well"
+            raise UserError.of("every layer that should train lies behind the one that is used", "--clip_skip", fix)
+        return learning
 
     def _without_effect(self) -> set[nn.Parameter]:
         """Weights of the layers behind the one that clip skip takes; frozen, or engines would wait for gradients."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from library.core.json_files import read_json_object
 from library.core.tensor_files import Deferred, Writable, made
 from library.models.convert import text_encoder, unet, vae
 from library.models.identify import ModelIdentity
-from library.models.weights import WeightsFile, open_weights
+from library.models.weights import WeightsFile, open_weights, open_weights_or_metadata
 
 # at the root of a Diffusers folder of ours; other programs pass it over
 EXTRAS_FILE = "single_file_extras.safetensors"
@@ -20,7 +22,8 @@ _CONVERTERS = (unet.to_diffusers, vae.to_diffusers, text_encoder.to_transformers
 
 @dataclass(frozen=True)
 class ModelExtras:
-    """Tensors under their single-file names that no network in memory uses, and the metadata of the file.
+    """Tensors under their single-file names that no network in memory uses, the metadata of the file, and the
+    configuration of a Diffusers folder's sampler.
 
     Examples: OpenCLIP's unused last layer, `text_projection` and `logit_scale`; `position_ids`; the noise schedule
     (`betas`, `alphas_cumprod`); `model_ema.*`; anything unknown.
@@ -28,6 +31,7 @@ class ModelExtras:
 
     tensors: Mapping[str, Writable] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] | None = None
 
     def loaded(self) -> ModelExtras:
         """The same with every tensor in memory, independent of the file from now on."""
@@ -54,11 +58,13 @@ def read_extras(identity: ModelIdentity) -> ModelExtras:
         file = open_weights(identity.path)
         names = [name for name, shape in file.shapes.items() if not is_used(name, shape)]
         return ModelExtras({name: _deferred(file, name) for name in names}, dict(file.metadata))
+    config = identity.path / "scheduler" / "scheduler_config.json"
+    scheduler = read_json_object(config) if config.is_file() else None
     path = identity.path / EXTRAS_FILE
     if not path.is_file():
-        return ModelExtras()
-    file = open_weights(path)
-    return ModelExtras({name: _deferred(file, name) for name in file.shapes}, dict(file.metadata))
+        return ModelExtras(scheduler=scheduler)
+    file = open_weights_or_metadata(path)
+    return ModelExtras({name: _deferred(file, name) for name in file.shapes}, dict(file.metadata), scheduler)
 
 
 def is_used(name: str, shape: tuple[int, ...]) -> bool:

@@ -15,6 +15,7 @@ from library.options.saving import CKPT, DIFFUSERS, DIFFUSERS_SAFETENSORS, SAFET
 # The extension is how readers tell the forms apart; folders have none.
 EXTENSIONS = MappingProxyType({CKPT: ".ckpt", SAFETENSORS: ".safetensors"})
 YAML_SUFFIX = ".yaml"
+MODEL_INDEX = "model_index.json"
 _WITH_SAFETENSORS = MappingProxyType({CKPT: SAFETENSORS, DIFFUSERS: DIFFUSERS_SAFETENSORS})
 
 
@@ -39,6 +40,18 @@ class SaveTarget:
 def yaml_beside(path: Path) -> Path:
     """Where tools look for the configuration of the single file at `path`: the same name, another extension."""
     return path.with_suffix(YAML_SUFFIX)
+
+
+def files_in_the_way(target: SaveTarget) -> list[Path]:
+    """What saving to `target` would replace: the file or folder itself, and the yaml of a single file's name."""
+    places = [target.path, yaml_beside(target.path)] if is_single_file(target.form) else [target.path]
+    return [path for path in places if path.exists()]
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raises UserError when `folder` is there, not empty, and no Diffusers model: it is not ours to replace."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_INDEX).is_file()):
+        raise UserError.of("exists and is not a Diffusers model", str(folder), "choose another name, or move it away")
 
 
 def is_single_file(form: str) -> bool:
@@ -83,9 +96,11 @@ def form_of_path(path: Path) -> str:
 def saved_precision(asked: str | None, loaded: torch.dtype, form: str) -> torch.dtype:
     """The number format of saved weights: the one asked for ("float", "fp16", "bf16"), else the one they came in.
 
-    Single files leave bf16 only when asked to: the Web UI refuses a `.ckpt` that holds it, and many tools around
-    single files know fp16 alone.
+    Two formats become fp16 unless asked for: bf16 in a `.ckpt`, which the Web UI's safety check refuses, and 8-bit
+    ones, in which nothing that was learned would be left.
     """
     if asked is not None:
         return dtype_of(asked)
-    return torch.float16 if loaded == torch.bfloat16 and is_single_file(form) else loaded
+    if loaded.itemsize == 1 or (loaded == torch.bfloat16 and form == CKPT):
+        return torch.float16
+    return loaded

@@ -15,7 +15,7 @@ from library.core.json_files import read_json_object
 from library.models import recognise as kinds
 from library.models.forms import form_of_path, yaml_beside
 from library.models.recognise import Recognised, recognise, special_unet
-from library.models.topology import LATENT_CHANNELS
+from library.models.topology import LATENT_CHANNELS, NOISE_SCHEDULE
 from library.models.weights import PICKLED_SUFFIXES, SAFETENSORS_SUFFIX, WeightsFile, open_weights
 from library.options.saving import CKPT, DIFFUSERS, DIFFUSERS_SAFETENSORS, SAFETENSORS
 
@@ -225,7 +225,9 @@ def _identify_folder(folder: Path) -> ModelIdentity:
     # the one thing in the U-Net's layout that the families do not share, whatever the widths
     family = "sd2" if configs["unet"].get("use_linear_projection") else "sd1"
     prediction = _folder_prediction(folder, family)
-    return ModelIdentity(folder, family, "diffusers", prediction.kind, _folder_form(folder), prediction.told_by)
+    notes = _noise_schedule_notes(folder)
+    form = _folder_form(folder)
+    return ModelIdentity(folder, family, "diffusers", prediction.kind, form, prediction.told_by, notes=notes)
 
 
 def _no_model_index(folder: Path) -> UserError:
@@ -290,6 +292,23 @@ def _folder_prediction(folder: Path, family: str) -> _Prediction:
         fix = f"only {' and '.join(PREDICTION_TYPES)} can be trained"
         raise UserError.of(f"unknown prediction_type {prediction_type!r}", str(path), fix)
     return _Prediction(prediction_type, path.name)
+
+
+def _noise_schedule_notes(folder: Path) -> tuple[str, ...]:
+    """What to know of the model's noise schedule.
+
+    Raises:
+        UserError: it is another than that of SD1 and SD2, on which training would teach the model wrong things.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    said = _read_json(path) if path.is_file() else {}
+    other = [f"{key} is {said[key]!r}" for key, value in NOISE_SCHEDULE.items() if said.get(key, value) != value]
+    if other:
+        what = f"the model has a noise schedule of its own: {', '.join(other)}"
+        raise UserError.of(what, str(path), "only models with the schedule of Stable Diffusion can be trained")
+    if said.get("rescale_betas_zero_snr"):
+        return (f"{path.name} asks for zero terminal SNR, which is not trained yet; the setting itself is kept",)
+    return ()
 
 
 def _folder_form(folder: Path) -> str:

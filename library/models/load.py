@@ -20,6 +20,7 @@ from library.core.json_files import read_json_object
 from library.models.convert import text_encoder, unet, vae
 from library.models.folder_weights import STEMS, weights_files
 from library.models.identify import ModelIdentity
+from library.models.layouts import check_layout, check_text_layers
 from library.models.parts import Convert, Part, check_part, fit, incomplete, plan_part
 from library.models.stable_diffusion import StableDiffusion
 from library.models.topology import Shape, text_config_of, unet_config_of, unet_sample_size, vae_config_of
@@ -156,16 +157,28 @@ def _build(
         if name not in parts:
             continue
         try:
+            published = config_from(parts[name], recipe.config_of, identity.family)
+            if name == "unet":
+                published["sample_size"] = unet_sample_size(prediction_type, identity.family)
+            if name == "text_encoder":
+                check_text_layers(identity.family, published["num_hidden_layers"], parts[name].where)
             if identity.layout == "single_file":
-                config = config_from(parts[name], recipe.config_of, identity.family)
-            else:
-                config = _folder_config(identity.path / name)
-            if name == "unet" and identity.layout == "single_file":
-                config["sample_size"] = unet_sample_size(prediction_type, identity.family)
-            networks.append(build_checked(recipe.build, config, parts[name]))
+                networks.append(build_checked(recipe.build, published, parts[name]))
+                continue
+            network = build_checked(recipe.build, _folder_config(identity.path / name), parts[name])
+            # Transformers' configurations hold much that concerns no layout; what we give it does
+            expected = published if name == "text_encoder" else _settings(recipe.build(published))
+            check_layout(_settings(network), expected, parts[name].where)
+            networks.append(network)
         except UserError as error:
             problems.extend(error.problems)
     return networks
+
+
+def _settings(network: nn.Module) -> dict[str, Any]:
+    """The configuration of a Diffusers or Transformers network, with what it leaves to its defaults."""
+    config: Any = network.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from library.core.pickled import shown
 from library.models.convert import text_encoder, unet, vae
 from library.models.topology import LATENT_CHANNELS, Shape
 
@@ -93,7 +94,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
         found = rule(shapes)
         if found is not None:
             return found
-    examples = ", ".join(list(shapes)[:_EXAMPLES])
+    examples = ", ".join(shown(name) for name in list(shapes)[:_EXAMPLES])
     return Recognised(UNKNOWN, None, f"nothing known; its first tensors: {examples or 'none at all'}")
 
 

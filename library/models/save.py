@@ -14,20 +14,19 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from library.core.atomic_io import write_text_whole, write_whole
-from library.core.errors import UserError
 from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, Writable, made, write_safetensors
 from library.models.convert import text_encoder, unet, vae
 from library.models.extras import EXTRAS_FILE, ModelExtras, is_used
-from library.models.forms import SaveTarget, is_single_file, yaml_beside
+from library.models.forms import MODEL_INDEX, SaveTarget, is_single_file, refuse_other_folder, yaml_beside
 from library.models.inference_yaml import inference_yaml
 from library.models.precision import Precisions, in_precision
 from library.models.stable_diffusion import StableDiffusion
+from library.models.topology import NOISE_SCHEDULE
 from library.models.weights import SAFETENSORS_SUFFIX
 from library.models.whole_folder import write_whole_folder
 from library.options.saving import DIFFUSERS, DIFFUSERS_SAFETENSORS
 
-_MODEL_INDEX = "model_index.json"
 _FOLDER_METADATA = {"format": "pt"}  # Transformers refuses weights that do not say so
 _NETWORK_FILE = {
     DIFFUSERS: "diffusion_pytorch_model.bin",
@@ -36,6 +35,7 @@ _NETWORK_FILE = {
 _TEXT_ENCODER_FILE = {DIFFUSERS: "pytorch_model.bin", DIFFUSERS_SAFETENSORS: "model.safetensors"}
 # How far the training of a checkpoint went, as the original training code notes it; our metadata has it as text.
 _PROGRESS = (("epoch", "ss_epoch"), ("global_step", "ss_steps"))
+_OWN_NAMES = (MODEL_INDEX, "unet", "vae", "text_encoder", "tokenizer", "scheduler", EXTRAS_FILE)
 _AS_IT_IS = Precisions()
 _NO_EXTRAS = ModelExtras()
 _NO_METADATA: Mapping[str, str] = {}
@@ -134,8 +134,7 @@ def save_diffusers(
     Raises:
         UserError: `folder` holds something else, which is left alone, or a number does not fit its format.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _MODEL_INDEX).is_file()):
-        raise UserError.of("exists and is not a Diffusers model", str(folder), "choose another name, or move it away")
+    refuse_other_folder(folder)
 
     def write(temporary: Path) -> None:
         parts = (("unet", model.unet, precisions.weights), ("vae", model.vae, precisions.vae))
@@ -148,16 +147,18 @@ def save_diffusers(
         tensors = _converted(prefixed, precisions.weights, folder / "text_encoder")
         _write_config(temporary / "text_encoder", _text_config(model, tensors))
         _write_weights(temporary / "text_encoder" / _TEXT_ENCODER_FILE[form], tensors)
-        _scheduler(model.prediction_type).save_config(temporary / "scheduler")
+        scheduler = _scheduler(model.prediction_type, extras.scheduler)
+        (temporary / "scheduler").mkdir()
+        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         (temporary / "tokenizer").mkdir()
         for name, text in tokenizer_files.items():
             (temporary / "tokenizer" / name).write_text(text, encoding="utf-8", newline="\n")
-        _write_json(temporary / _MODEL_INDEX, _model_index())
+        _write_json(temporary / MODEL_INDEX, _model_index(scheduler["_class_name"]))
         if extras.tensors or metadata:
             kept = {name: in_precision(name, t, precisions.of(name), folder) for name, t in extras.tensors.items()}
             write_safetensors(temporary / EXTRAS_FILE, kept, metadata)
 
-    write_whole_folder(folder, write)
+    write_whole_folder(folder, write, _OWN_NAMES)
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -243,21 +244,22 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def _scheduler(prediction_type: str) -> DDIMScheduler:
-    """The noise schedule that SD1 and SD2 were trained with, and the sampler settings of the published models."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+def _scheduler(prediction_type: str, source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The configuration of the sampler: the source's own, else that of the published models, with the noise schedule
+    that SD1 and SD2 were trained with."""
+    if source is not None:
+        return {**source, "prediction_type": prediction_type}
+    scheduler = DDIMScheduler(
+        **NOISE_SCHEDULE,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=prediction_type,
     )
+    return json.loads(scheduler.to_json_string())
 
 
-def _model_index() -> dict[str, Any]:
+def _model_index(scheduler: str) -> dict[str, Any]:
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -265,7 +267,7 @@ def _model_index() -> dict[str, Any]:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],

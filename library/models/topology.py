@@ -25,6 +25,12 @@ VOCABULARY_SIZE = 49408
 TEXT_POSITIONS = 77
 
 
+# the noise schedule that SD1 and SD2 were trained with, as Diffusers' schedulers name it
+NOISE_SCHEDULE: Mapping[str, Any] = MappingProxyType(
+    {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """What is the same in every model of a family, whatever its width.

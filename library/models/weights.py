@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 from library.core.errors import UserError
 from library.core.pickle_names import StoredTensor
 from library.core.pickled import PickledContent, explained, fill_memory, read_pickled, shown
+from library.core.tensor_files import DTYPE_NAMES
 from library.models.file_kind import SAFETENSORS, TORCH, damaged, kind_of
 
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -33,24 +35,8 @@ _HEADER_LIMIT = 100_000_000  # the limit of the reference implementation
 _DEEPEST = 16  # dicts within dicts
 _NAMED_FOREIGN = 5
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_HALVES = re.compile("[\ud800-\udfff]")
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -134,6 +120,18 @@ def open_weights(path: Path) -> WeightsFile:
     Raises:
         UserError: it is damaged, empty, of another kind, malicious, or holds no tensor.
     """
+    file = open_weights_or_metadata(path)
+    if not file.shapes:
+        raise UserError.of("holds no tensors at all", str(path), "give a file of weights")
+    return file
+
+
+def open_weights_or_metadata(path: Path) -> WeightsFile:
+    """Like `open_weights`, but a file without any tensor, of which only the metadata counts, is welcome too.
+
+    Raises:
+        UserError: it is damaged, empty (of no bytes), of another kind or malicious.
+    """
     suffix = path.suffix.lower()
     if suffix not in (SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES):
         what = f"a file of weights ends in {', '.join((SAFETENSORS_SUFFIX, *PICKLED_SUFFIXES))}"
@@ -144,10 +142,7 @@ def open_weights(path: Path) -> WeightsFile:
     if kind == TORCH and suffix == SAFETENSORS_SUFFIX:
         read_pickled(path)  # what is wrong with it is told before it is renamed
         raise _misnamed(path, "a file of torch.save", ".ckpt")
-    file = _open_safetensors(path) if suffix == SAFETENSORS_SUFFIX else _open_pickled(path)
-    if not file.shapes:
-        raise UserError.of("holds no tensors at all", str(path), "give a file of weights")
-    return file
+    return _open_safetensors(path) if suffix == SAFETENSORS_SUFFIX else _open_pickled(path)
 
 
 def _misnamed(path: Path, what: str, suffix: str) -> UserError:
@@ -219,6 +214,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse_entry(path: Path, name: str, entry: Any) -> _Entry:
     fields = entry if isinstance(entry, dict) else {}
+    _check_name(path, name)
     dtype_name, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(dtype_name, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise damaged(path, f"its header describes {shown(name)} in a way that makes no sense")
@@ -231,6 +227,11 @@ def _parse_entry(path: Path, name: str, entry: Any) -> _Entry:
         how = f"the shape {shape} of {shown(name)} needs {needed} bytes, but it has {end - start}"
         raise damaged(path, how)
     return _Entry(dtype, tuple(shape), start, end)
+
+
+def _check_name(path: Path, name: str) -> None:
+    if _whole_text(name) != name:
+        raise damaged(path, f"the name {shown(name)} of a tensor is no valid text")
 
 
 def _are_counts(numbers: Any) -> TypeGuard[list[int]]:
@@ -269,8 +270,12 @@ def _open_pickled(path: Path) -> PickledFile:
     state = top.get(STATE_KEY)
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in _tensors_in(state if isinstance(state, dict) else content.content):
+        _check_name(path, name)
         if tensors.setdefault(name, tensor) != tensor:
             raise damaged(path, f"it holds two tensors of the name {shown(name)}")
+        if tensor.dtype not in DTYPE_NAMES:
+            what = f"the number format {tensor.dtype} of {shown(name)} cannot be kept in a .safetensors file"
+            raise UserError.of(what, str(path), f"give a file in one of {', '.join(_DTYPES)}")
     uses = Counter(tensor.storage.key for tensor in tensors.values())
     return PickledFile(
         path,
@@ -315,6 +320,12 @@ def _notes(content: PickledContent) -> tuple[str, ...]:
 
 
 def _texts(given: Any) -> dict[str, str]:
-    """The texts of what should be a dict of texts."""
+    """The texts of what should be a dict of texts, such that every file can hold them."""
     items = given.items() if isinstance(given, dict) else ()
-    return {key: value for key, value in items if isinstance(key, str) and isinstance(value, str)}
+    texts = ((key, value) for key, value in items if isinstance(key, str) and isinstance(value, str))
+    return {_whole_text(key): _whole_text(value) for key, value in texts}
+
+
+def _whole_text(text: str) -> str:
+    """The text with U+FFFD for halves of characters (lone surrogates), which JSON may name and no file can hold."""
+    return _HALVES.sub("\ufffd", text)

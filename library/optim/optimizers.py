@@ -27,7 +27,7 @@ def make_optimizer(options: OptimizerOptions, param_groups: Sequence[dict[str, A
         UserError: for arguments the optimizer does not have, or values that are none.
     """
     arguments = parse_optimizer_args(options.optimizer_args)
-    return torch.optim.AdamW(list(param_groups), lr=options.learning_rate, fused=True, **arguments)
+    return torch.optim.AdamW(list(param_groups), fused=True, **arguments)
 
 
 def parse_optimizer_args(words: Sequence[str]) -> dict[str, Any]:

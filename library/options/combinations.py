@@ -14,7 +14,7 @@ def check_length(training: TrainingOptions, problems: Problems) -> None:
         problems.add(
             "how long to train is not said",
             "--max_train_steps, --max_train_epochs",
-            "give one of them; 1000 to 2000 steps is a usual start for a LoRA on some twenty pictures",
+            "give one of them; 1000 to 2000 steps is a usual start on some twenty pictures",
         )
 
 
@@ -37,12 +37,17 @@ def check_network_parts(network: NetworkOptions, problems: Problems) -> None:
 def check_text(text: TextOptions, problems: Problems) -> None:
     """Longer captions are whole pieces of 75, and a mean can be restored only where weights changed it."""
     is_long = text.max_token_length > CHUNK_TOKENS
-    if text.no_token_padding and (is_long or text.prompt_splitting == WEBUI_SPLITTING):
-        other = "--max_token_length" if is_long else "--prompt_splitting webui"
+    if text.no_token_padding and is_long:
         problems.add(
             "pieces of 75 tokens are always padded",
-            f"--no_token_padding, {other}",
+            "--no_token_padding, --max_token_length",
             "remove one of them; --no_token_padding is for captions of up to 75 tokens",
+        )
+    if text.prompt_splitting == WEBUI_SPLITTING and not is_long:
+        problems.add(
+            "there is one piece of 75 tokens, so nothing is split",
+            "--prompt_splitting webui",
+            "give --max_token_length 150 or 225 as well, or remove it",
         )
     if text.restore_weighted_mean and not text.weighted_captions:
         problems.add(

@@ -33,6 +33,15 @@ class DataOptions(OptionGroup):
     reg_data_dir: str | None = option(
         None, "parent folder of folders named N_class that hold regularisation pictures", metavar="DIR"
     )
+    in_json: str | None = option(
+        None,
+        "metadata file (.json) with the captions and tags of the pictures in --train_data_dir; "
+        "that folder may be left out where the file holds full paths",
+        metavar="FILE",
+    )
+    dataset_repeats: int = option(
+        1, "how often an epoch uses each picture of a metadata file", check=at_least(1), metavar="N"
+    )
     resolution: Size | None = option(
         None, "training resolution: one number (square) or width,height; each divisible by 64", metavar="512 or 512,768"
     )
@@ -71,6 +80,11 @@ class DataOptions(OptionGroup):
         metavar="RATE",
     )
     cache_latents: bool = option(False, "encode every picture once at the start and keep the latents in memory")
+    cache_latents_to_disk: bool = option(
+        False,
+        "keep the latents in .npz files beside the pictures instead, where the next run finds them; "
+        "only pictures that changed are encoded again",
+    )
     prior_loss_weight: float = option(
         1.0, "weight of the loss of regularisation pictures", check=at_least(0), metavar="WEIGHT"
     )

@@ -9,6 +9,8 @@ from library.options.base import OptionGroup, option
 from library.options.checks import above, at_least, file_stem
 from library.options.saving import PRECISIONS
 
+NETWORK_LEARNING_RATE, MODEL_LEARNING_RATE = 1e-4, 2e-6  # where --learning_rate is not given
+
 
 @dataclass(frozen=True)
 class TrainingOptions(OptionGroup):
@@ -43,8 +45,12 @@ class OptimizerOptions(OptionGroup):
     optimizer_args: tuple[str, ...] = option(
         (), "further arguments of the optimizer, such as weight_decay=0.01 betas=0.9,0.999", metavar="KEY=VALUE"
     )
-    learning_rate: float = option(
-        1e-4, "learning rate of every part that is given none of its own", check=above(0), metavar="RATE"
+    learning_rate: float | None = option(
+        None,
+        "learning rate of every part that is given none of its own; default: 1e-4 for a network, 2e-6 for a whole"
+        " model",
+        check=above(0),
+        metavar="RATE",
     )
     lr_scheduler: str = option("constant", "how the rate changes over the run", choices=("constant",))
 
@@ -63,8 +69,8 @@ class OutputOptions(OptionGroup):
     save_precision: str | None = option(
         None,
         "precision of the saved weights; default: for a network that of the training (float, or that of"
-        " --mixed_precision), for a whole model that of the base model (in a single file fp16 instead of bf16, which"
-        " the Web UI refuses)",
+        " --mixed_precision), for a whole model that of the base model (in a .ckpt fp16 instead of bf16, which the"
+        " Web UI refuses)",
         choices=PRECISIONS,
     )
     training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")

@@ -38,10 +38,16 @@ class CaptionEncoder:
         """
         captions, chunks, length = input_ids.shape
         states = self._layer(text_encoder, input_ids.reshape(captions * chunks, length))
-        states = self._join(states.reshape(captions, chunks, length, -1))
+        states = states.reshape(captions, chunks, length, -1)
         if token_weights is None:
-            return states
-        weights = self._join(token_weights.to(states).unsqueeze(-1))
+            return self._join(states)
+        weights = token_weights.to(states).unsqueeze(-1)
+        if self._joins_whole:  # the Web UI weighs chunk by chunk, which matters for the means
+            return self._join(self._weigh(states, weights))
+        return self._weigh(self._join(states), self._join(weights))
+
+    def _weigh(self, states: Tensor, weights: Tensor) -> Tensor:
+        """States (…, R, D) times weights (…, R, 1), with the mean of before where that is asked for."""
         weighted = states * weights
         return weighted * _mean_ratio(states, weighted) if self._restores_mean else weighted
 
@@ -66,11 +72,11 @@ def unused_layers(text_encoder: CLIPTextModel, clip_skip: int | None) -> tuple[i
 
 
 def _mean_ratio(before: Tensor, after: Tensor) -> Tensor:
-    """What each caption's states `after` (B, R, D) are multiplied by to have the mean of `before`: (B, 1, 1).
+    """What the states `after` (…, R, D) are multiplied by to have the mean of `before`: (…, 1, 1).
 
     1 where `after` has no mean to speak of, for the quotient would be noise, or infinite.
     """
-    old, new = before.float().mean(dim=(1, 2), keepdim=True), after.float().mean(dim=(1, 2), keepdim=True)
-    usable = new.abs() > _NO_MEAN * after.detach().float().abs().mean(dim=(1, 2), keepdim=True)
+    old, new = before.float().mean(dim=(-2, -1), keepdim=True), after.float().mean(dim=(-2, -1), keepdim=True)
+    usable = new.abs() > _NO_MEAN * after.detach().float().abs().mean(dim=(-2, -1), keepdim=True)
     one = torch.ones_like(new)
     return (torch.where(usable, old, one) / torch.where(usable, new, one)).to(after.dtype)

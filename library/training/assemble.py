@@ -20,8 +20,9 @@ from library.core.device import dtype_of
 from library.core.log import get_logger, start_logging
 from library.core.randomness import derived_seed
 from library.data.batch import Batch
-from library.data.dataset import Loader, TrainingDataset, make_loader
-from library.data.latents import MemoryLatentStore, fill_memory_store
+from library.data.dataset import LatentStore, Loader, TrainingDataset, make_loader
+from library.data.disk_latents import DiskLatentStore, EntryPaths, LatentFiles, Processes, fill_disk_store
+from library.data.latents import Progress, fill_memory_store
 from library.data.planner import Planner, RequestStream
 from library.diffusion.objective import Objective
 from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
@@ -38,9 +39,10 @@ from library.training.facts import base_facts, saved_metadata
 from library.training.guards import GradientWatch, refuse_non_finite
 from library.training.latents import LatentEncoder
 from library.training.methods import fetch_base_model, load_models, make_method, save_dtype, tracker_name
+from library.training.preflight import check_space_again
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
-from library.training.run import Run
+from library.training.run import FullModelRun, Run
 from library.training.runtime import prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
@@ -57,6 +59,8 @@ def train(run: Run) -> None:
     hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
     with accelerator.main_process_first():  # the others find in the cache what one has fetched
         run = replace(run, base=fetch_base_model(run.base))
+    if isinstance(run, FullModelRun) and run.base.repo_id is not None:
+        check_space_again(run)
     base = hashing.submit(base_facts, run.base) if accelerator.is_main_process else None
 
     log.info("loading %s", run.base.identity.name)
@@ -136,7 +140,7 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
     """Connects data, objective, optimizer and logs."""
     models, options = learner.models, run.options
     encode_latents = LatentEncoder(models.vae, accelerator.device)
-    store = _cache_latents(run, encode_latents, accelerator) if options.data.cache_latents else None
+    store = _cache_latents(run, encode_latents, accelerator)
     encode_captions = CaptionEncoder(options.text)
     objective = Objective(
         models.unet, models.text_encoder, encode_captions, learner.network, run.base.prediction_type, VAE_SCALING_FACTOR
@@ -174,19 +178,41 @@ def make_planner(run: Run, processes: int) -> Planner:
     )
 
 
-def _cache_latents(run: Run, encode: LatentEncoder, accelerator: Accelerator) -> MemoryLatentStore:
+def _cache_latents(run: Run, encode: LatentEncoder, accelerator: Accelerator) -> LatentStore | None:
+    """Every picture's latents, in memory or on disk; None where they are made anew for every batch."""
+    data = run.options.data
+    if not (data.cache_latents or data.cache_latents_to_disk):
+        return None
     with tqdm(
         total=len(run.index), desc="caching latents", unit="picture", disable=not accelerator.is_main_process
     ) as bar:
-        store = fill_memory_store(
-            run.index,
-            run.placements,
-            encode,
-            run.options.training.seed,
-            _workers(run),
-            lambda done, _: bar.update(done - bar.n),
-        )
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        store: LatentStore
+        if data.cache_latents_to_disk:
+            store = _cache_on_disk(run, encode, accelerator, progress)
+        else:
+            store = fill_memory_store(
+                run.index, run.placements, encode, run.options.training.seed, _workers(run), progress
+            )
     encode.release()
+    return store
+
+
+def _cache_on_disk(run: Run, encode: LatentEncoder, accelerator: Accelerator, progress: Progress) -> DiskLatentStore:
+    def total(counts: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+        return summed.cpu()
+
+    files = LatentFiles(
+        run.index, run.placements, EntryPaths(run.index), encode.weights_digest(), run.options.training.seed
+    )
+    processes = Processes(accelerator.process_index, accelerator.num_processes, total)
+    store, reuse = fill_disk_store(files, encode, _workers(run), processes, progress)
+    log.info(reuse.line())
     return store
 
 
@@ -199,7 +225,7 @@ def _make_batches(
     run: Run,
     stream: RequestStream,
     tokenizer: CaptionTokenizer,
-    store: MemoryLatentStore | None,
+    store: LatentStore | None,
     accelerator: Accelerator,
 ) -> Loader[Batch]:
     dataset = TrainingDataset(

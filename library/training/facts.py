@@ -18,6 +18,7 @@ from library.checkpoint.metadata import (
     caption_values,
     data_values,
     file_facts,
+    is_hash_key,
     model_values,
     modelspec_values,
     network_values,
@@ -45,9 +46,13 @@ def _vae_facts(base: BaseModel) -> FileFacts | None:
     return file_facts(str(base.vae_name), base.vae.path) if base.vae is not None else None
 
 
-def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a converted model: that of the source, and what the user said beyond it."""
-    values: dict[str, Any] = dict(source)
+def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str], keeps_bits: bool) -> dict[str, str]:
+    """The metadata of a converted model: that of the source, and what the user said beyond it.
+
+    Hashes of the source's weights stay only where `keeps_bits` says that the weights do.
+    """
+    same = keeps_bits and base.vae is None
+    values: dict[str, Any] = {key: text for key, text in source.items() if same or not is_hash_key(key)}
     if base.identity.prediction_type is None:  # a question that the files left open; the next reader need not ask
         predicts_velocity = base.prediction_type == "v_prediction"
         facts = BaseModelFacts(base.identity.family, predicts_velocity, FileFacts(base.identity.name, None, None))
@@ -58,9 +63,14 @@ def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str]) 
     return text_values(values)
 
 
+def _title(run: Run) -> str:
+    result = run.files.result
+    return result.stem if result.suffix in (".safetensors", ".ckpt") else result.name  # a folder's dots are its name
+
+
 def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
     """All `ss_*` and `modelspec.*` values of what was trained, as texts."""
-    options, title = run.options, run.files.result.stem
+    options, title = run.options, _title(run)
     facts = replace(facts, rates=_rates_of_parts(run, facts.rates), optimizer=_optimizer_in_force(run, facts.optimizer))
     kind = LORA_KIND if isinstance(run, NetworkRun) else CHECKPOINT_KIND
     return text_values(
@@ -87,7 +97,7 @@ def _rates_of_parts(run: Run, rates: Mapping[str, float]) -> dict[str, float]:
                 found.setdefault(part, rate)
     if found or not isinstance(run, NetworkRun):
         return found
-    network, rate = run.network, run.options.optimizer.learning_rate
+    network, rate = run.network, run.options.learning_rate
     asked = {"text_encoder": network.text_encoder_lr or rate, "unet": network.unet_lr or rate}
     trains = {"text_encoder": not network.network_train_unet_only, "unet": not network.network_train_text_encoder_only}
     return {part: asked[part] for part in _PARTS if trains[part]}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 from torch import nn
+
+_DECODING = ("decoder.", "post_quant_conv.")  # parts of a VAE that latents do not depend on
 
 
 class LatentEncoder:
@@ -30,6 +33,15 @@ class LatentEncoder:
         """
         rows = zip(pixels.split(1), latent_noise.split(1), strict=True)
         return torch.cat([self._encode_one(picture, noise) for picture, noise in rows])
+
+    def weights_digest(self) -> str:
+        """BLAKE2b digest (hex) of the weights that encode, as float32: equal where latents must be equal."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self._vae.state_dict().items()):
+            if not name.startswith(_DECODING):
+                digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def release(self) -> None:
         """Moves the VAE off the device, once every latent is in the cache."""

@@ -26,12 +26,12 @@ def make_method(run: Run, models: StableDiffusion) -> Method:
     options = run.options
     unused = unused_layers(models.text_encoder, options.text.clip_skip)
     if isinstance(run, NetworkRun):
-        return Network(run.network, options.optimizer.learning_rate, options.training.seed, unused)
+        return Network(run.network, options.learning_rate, options.training.seed, unused)
     if isinstance(run, FullModelRun):
         vae_dtype = saved_precision(run.saving.save_vae_precision, models.vae.dtype, run.form)
         # in memory: hours later the file may be gone, or be the very one that is replaced
         extras = read_extras(run.base.identity).without_ema().loaded()
-        return FullModel(options.optimizer.learning_rate, True, unused, SavedForm(run.form, vae_dtype, extras))
+        return FullModel(options.learning_rate, True, unused, SavedForm(run.form, vae_dtype, extras))
     raise TypeError(type(run).__name__)
 
 

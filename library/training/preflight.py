@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from library.checkpoint.naming import last_file, log_file
-from library.core.atomic_io import size_on_disk
 from library.core.device import check_precision
 from library.core.errors import Problems, UserError
 from library.core.optional import import_optional
 from library.data.config import Description, read_description
+from library.data.disk_latents import check_disk_cache
 from library.data.index import ImageIndex, build_index
 from library.data.placement import place_all
 from library.methods.network import check_network_options
-from library.models.forms import choose_form, target_for
+from library.models.folder_weights import STEMS, weights_files
+from library.models.forms import choose_form, files_in_the_way, is_single_file, refuse_other_folder, target_for
 from library.models.hub import fetch_weights, locate
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
 from library.models.topology import FAMILIES
@@ -29,12 +30,19 @@ from library.options.network import NetworkOptions
 from library.options.parse import OptionValues
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
-from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.options.training import (
+    MODEL_LEARNING_RATE,
+    NETWORK_LEARNING_RATE,
+    OptimizerOptions,
+    OutputOptions,
+    TrainingOptions,
+)
 from library.training.run import BaseModel, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
 
 if TYPE_CHECKING:
     from library.models.vae_source import VaeIdentity
 
+FILE_ENDINGS = (".safetensors", ".ckpt")
 NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
 _MODEL_FLAG, _VAE_FLAG = "--pretrained_model_name_or_path", "--vae"
 
@@ -48,14 +56,26 @@ def check_network_run(options: OptionValues) -> NetworkRun:
         UserError: with everything that was found.
     """
     problems = Problems()
-    asked, network = _run_options(options), options.of(NetworkOptions)
+    asked, network = _run_options(options, NETWORK_LEARNING_RATE), options.of(NetworkOptions)
     check_network_parts(network, problems)
     _attempt(problems, lambda: check_network_options(network))
     found = _check_common(asked, problems)
     output = asked.output
     files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ".safetensors"))
-    _check_output(output, files, NEEDED_SPACE, problems)
+    _check_output(output, files, problems)
+    _check_space(output, 0, problems)
     return NetworkRun(**vars(_run(asked, found, files, problems)), network=network)
+
+
+def check_space_again(run: FullModelRun) -> None:
+    """Room for the trained model, asked when a model of the Hub has been fetched: only then its size is known.
+
+    Raises:
+        UserError: the disk is too full.
+    """
+    problems, output = Problems(), run.options.output
+    _check_space(output, _full_model_size(run.base.identity, output), problems)
+    problems.raise_if_any()
 
 
 def check_full_model_run(options: OptionValues) -> FullModelRun:
@@ -65,16 +85,25 @@ def check_full_model_run(options: OptionValues) -> FullModelRun:
         UserError: with everything that was found.
     """
     problems = Problems()
-    asked, saving = _run_options(options), options.of(ModelSavingOptions)
+    asked, saving = _run_options(options, MODEL_LEARNING_RATE), options.of(ModelSavingOptions)
     found = _check_common(asked, problems)
     output = asked.output
     # where the base model is not understood, its form is not known either; the other checks still have their say
     loaded = found.base.identity.form if found.base else saving.save_model_as or "safetensors"
     form = _attempt(problems, lambda: choose_form(saving.save_model_as, saving.use_safetensors, loaded)) or loaded
     stem = last_file(Path(str(output.output_dir)), output.output_name, "").name
-    files = _files(output, target_for(Path(str(output.output_dir)), stem, form).path)
-    size = size_on_disk(found.base.identity.path) if found.base else 0
-    _check_output(output, files, NEEDED_SPACE + 2 * size, problems)  # the weights may double, in float32
+    target = _attempt(problems, lambda: target_for(Path(str(output.output_dir)), stem, form))
+    if target is None:
+        raise UserError(problems)
+    files = _files(output, target.path)
+    if not is_single_file(form):
+        _attempt(problems, lambda: refuse_other_folder(target.path))
+    elif not target.path.exists() and not output.overwrite:
+        for path in files_in_the_way(target):
+            problems.add("would be replaced by the model's own", str(path), "move it away, or give --overwrite")
+    _check_output(output, files, problems)
+    if found.base is not None:
+        _check_space(output, _full_model_size(found.base.identity, output), problems)
     return FullModelRun(**vars(_run(asked, found, files, problems)), saving=saving, form=form)
 
 
@@ -92,14 +121,19 @@ class _Found:
     pictures: _Pictures | None
 
 
-def _run_options(options: OptionValues) -> RunOptions:
+def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
+    """The options that all scripts have; `learning_rate` is the script's own default."""
+    optimizer = options.of(OptimizerOptions)
+    if optimizer.learning_rate is None:
+        optimizer = replace(optimizer, learning_rate=learning_rate)  # what is told and kept is what happens
     return RunOptions(
         model=options.of(ModelOptions),
         data=options.of(DataOptions),
         text=options.of(TextOptions),
         training=options.of(TrainingOptions),
-        optimizer=options.of(OptimizerOptions),
+        optimizer=optimizer,
         output=options.of(OutputOptions),
+        learning_rate=optimizer.learning_rate or learning_rate,
     )
 
 
@@ -167,6 +201,9 @@ def _check_pictures(data: DataOptions) -> _Pictures:
     index = _attempt(problems, lambda: build_index(description, data.prior_loss_weight))
     if index is None or problems:
         raise UserError(problems)
+    if data.cache_latents_to_disk:
+        check_disk_cache(index, place_all(index), problems)
+        problems.raise_if_any()
     return _Pictures(description, index)
 
 
@@ -183,7 +220,20 @@ def _files(output: OutputOptions, result: Path) -> OutputFiles:
     return OutputFiles(result, log_file(Path(str(output.output_dir)), output.output_name))
 
 
-def _check_output(output: OutputOptions, files: OutputFiles, needed_space: int, problems: Problems) -> None:
+def _full_model_size(identity: ModelIdentity, output: OutputOptions) -> int:
+    """Bytes that the trained model may take: those of the base model's weights, twice as many where half precision is
+    saved as float32; 0 where they are still to be fetched."""
+    grown = 2 if output.save_precision == "float" else 1
+    if identity.layout == "single_file":
+        return grown * identity.path.stat().st_size
+    try:
+        files = [path for part, stem in STEMS.items() for path in weights_files(identity.path / part, stem)]
+    except UserError:  # told when they are loaded
+        return 0
+    return grown * sum(path.stat().st_size for path in files)
+
+
+def _check_output(output: OutputOptions, files: OutputFiles, problems: Problems) -> None:
     folder = Path(str(output.output_dir))
     folders = {"--output_dir": folder}
     if output.logging_dir is not None:
@@ -196,6 +246,9 @@ def _check_output(output: OutputOptions, files: OutputFiles, needed_space: int, 
             blocked = True
     if blocked:
         return
+    if files.result.is_dir() and files.result.suffix in FILE_ENDINGS:
+        what = f"{files.result} is a folder, and a file is to be written there"
+        problems.add(what, "--output_name", "choose another name")
     # a log alone is left of a run that was stopped; it stands in nobody's way
     if files.result.exists() and not output.overwrite:
         problems.add(
@@ -203,8 +256,12 @@ def _check_output(output: OutputOptions, files: OutputFiles, needed_space: int, 
             "--output_dir, --output_name",
             "choose another --output_name, move the old file away, or give --overwrite",
         )
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+
+
+def _check_space(output: OutputOptions, model_size: int, problems: Problems) -> None:
+    folder, needed = Path(str(output.output_dir)).absolute(), NEEDED_SPACE + model_size
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(nearest).free
-    if free < needed_space:
-        fix = f"free {needed_space >> 20} MiB or choose another folder"
+    if free < needed:
+        fix = f"free {needed >> 20} MiB or choose another folder"
         problems.add(f"only {free >> 20} MiB are free on its disk", "--output_dir", fix)

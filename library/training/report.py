@@ -12,7 +12,7 @@ from library.core.device import peak_memory_mib
 from library.core.wording import some_of
 from library.data.planner import Planner
 from library.data.report import describe_dataset
-from library.options.text import LONGEST, WEBUI_SPLITTING
+from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
 from library.training.progress import RunPlan
@@ -77,7 +77,9 @@ def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     long = [index.names[i] for i, count in enumerate(lost) if count > 0]
     if not long:
         return []
-    advice = "" if limit == LONGEST else "; --max_token_length 150 or 225 reads more"
+    longer = [str(length) for length in (2 * CHUNK_TOKENS, LONGEST) if length > limit]
+    can_be_longer = longer and not run.options.text.no_token_padding
+    advice = f"; --max_token_length {' or '.join(longer)} reads more" if can_be_longer else ""
     names = some_of(long[:_NAMES_TOLD], len(long))
     what = f"{len(long)} captions do not fit into {limit} tokens; the rest is not read"
     return [f"warning: {what} ({sum(lost)} tokens): {names}{advice}"]

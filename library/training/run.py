@@ -31,7 +31,7 @@ class OutputFiles:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options that every training script has."""
+    """The options that every training script has; `learning_rate` is the one in force, given or by default."""
 
     model: ModelOptions
     data: DataOptions
@@ -39,6 +39,7 @@ class RunOptions:
     training: TrainingOptions
     optimizer: OptimizerOptions
     output: OutputOptions
+    learning_rate: float
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,17 @@ def test_changes_of_captions_are_told_by_folder(tmp_path: Path) -> None:
     assert "tags shuffled, 10% of the tags left out, first 2 kept, 5% of the captions empty" in text
 
 
+def test_captions_of_a_metadata_file_and_what_it_leaves_out_are_told(tmp_path: Path) -> None:
+    for name in "abc":
+        save_picture(tmp_path / "cats" / f"{name}.png")
+    file = tmp_path / "meta.json"
+    file.write_text('{"a": {"tags": "x"}, "b": {}}', encoding="utf-8")
+    text = report_of(index_of(make_dataset(make_subset(tmp_path / "cats", metadata_file=file))))
+    assert "captions: 1 from metadata, 1 class tokens (b.png)" in text
+    assert 'cats: 2 pictures x 1 repeats, class tokens "shs dog"' in text
+    assert f"{file}: 1 pictures in its folders have no entry and are not trained: c.png" in text
+
+
 def test_surplus_regularisation_is_said_to_rotate(tmp_path: Path) -> None:
     save_picture(tmp_path / "b" / "dogs" / "a.png")
     for number in range(4):

@@ -62,6 +62,8 @@ def test_good_file_is_converted(tmp_path: Path) -> None:
         ("resolution = [512, 512, 3]", "one number, or width and height"),
         ("bucket_reso_steps = 12", "multiple of 8"),
         ("image_dir = 'dogs'", "move it to [[datasets.subsets]]"),
+        ("metadata_file = 'dogs.json'", "move it to [[datasets.subsets]]"),
+        ("metadatafile = 'dogs.json'", "did you mean metadata_file?"),
         ("caption_extension = 'txt'", "must begin with a dot"),
         ("shuffle_caption = 1", "true or false is expected"),
         ("keep_tokens = -1", "must be 0 or more"),

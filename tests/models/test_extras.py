@@ -102,7 +102,11 @@ def test_a_folder_keeps_its_extras_in_a_file_of_its_own(model_files: Path, tmp_p
     folder = Path(shutil.copytree(model_files / "sd1", tmp_path / "model"))
     identity = ModelIdentity(folder, "sd1", "diffusers", "epsilon")
     (folder / EXTRAS_FILE).unlink(missing_ok=True)
-    assert read_extras(identity) == ModelExtras()
+    found = read_extras(identity)
+    assert (found.tensors, found.metadata) == ({}, {}) and found.scheduler is not None
+    write_safetensors(folder / EXTRAS_FILE, {}, {"note": "alone"})
+    found = read_extras(identity)
+    assert (found.tensors, found.metadata) == ({}, {"note": "alone"})
     write_safetensors(folder / EXTRAS_FILE, EXTRA, {"note": "kept"})
     assert_same(read_extras(identity), EXTRA)
     assert read_extras(identity).metadata == {"note": "kept"}

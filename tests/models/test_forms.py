@@ -103,12 +103,13 @@ def test_the_precision_asked_for_is_taken(asked: str, dtype: torch.dtype, form: 
         (torch.float32, "ckpt", torch.float32),
         (torch.float16, "safetensors", torch.float16),
         (torch.bfloat16, "ckpt", torch.float16),
-        (torch.bfloat16, "safetensors", torch.float16),
+        (torch.bfloat16, "safetensors", torch.bfloat16),
+        (torch.float8_e4m3fn, "safetensors", torch.float16),
         (torch.bfloat16, "diffusers", torch.bfloat16),
         (torch.bfloat16, "diffusers_safetensors", torch.bfloat16),
     ],
 )
-def test_else_the_precision_is_kept_except_bf16_in_single_files(
+def test_else_the_precision_is_kept_except_what_the_web_ui_refuses_or_nothing_can_be_learned_in(
     loaded: torch.dtype, form: str, saved: torch.dtype
 ) -> None:
     assert saved_precision(None, loaded, form) == saved

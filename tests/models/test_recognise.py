@@ -259,6 +259,7 @@ def test_what_is_not_known_shows_its_names() -> None:
     found = recognise({"fc.weight": (10, 20), "fc.bias": (10,), "norm.weight": (3,), "last": (1,)})
     assert found == Recognised(kinds.UNKNOWN, None, "nothing known; its first tensors: fc.weight, fc.bias, norm.weight")
     assert recognise({}).detail.endswith("none at all")
+    assert recognise({"a\x1b[2J\n": (1,), "b" * 999: (1,)}).detail.endswith(f"first tensors: a?[2J?, {'b' * 100}…")
     # one matrix of another width than any text encoder has
     assert recognise({"weight": (10, 20)}).kind == kinds.UNKNOWN
 

@@ -357,3 +357,33 @@ def test_the_number_format_of_another_file_is_not_repeated(
     full = saved(model, tmp_path / "full", "diffusers", precisions=Precisions(torch.float32))
     config = json.loads((full.path / "text_encoder" / "config.json").read_text("utf-8"))
     assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
+
+
+def test_what_others_put_into_a_folder_survives_its_replacement(
+    models_in_memory: dict[str, StableDiffusion], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    extras = ModelExtras({"somebody.elses": torch.ones(2)})
+    save_diffusers(models_in_memory["sd1"], folder, tokenizer_files("sd1"), extras=extras)
+    (folder / "v1-5-pruned.ckpt").write_text("four gigabytes")
+    (folder / "my_samples").mkdir()
+    (folder / "my_samples" / "a.png").write_text("a picture")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_text("of the old model")
+    save_diffusers(models_in_memory["sd1"], folder, tokenizer_files("sd1"))
+    assert (folder / "v1-5-pruned.ckpt").read_text() == "four gigabytes"
+    assert (folder / "my_samples" / "a.png").read_text() == "a picture"
+    assert not (folder / EXTRAS_FILE).exists() and len(list((folder / "unet").iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_sampler_of_the_source_is_kept(models_in_memory: dict[str, StableDiffusion], tmp_path: Path) -> None:
+    own = {
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "timestep_spacing": "trailing",
+        "prediction_type": "epsilon",
+    }
+    save_diffusers(models_in_memory["sd2_v"], tmp_path / "m", tokenizer_files("sd2"), extras=ModelExtras(scheduler=own))
+    config = json.loads((tmp_path / "m" / "scheduler" / "scheduler_config.json").read_text())
+    assert config == {**own, "prediction_type": "v_prediction"}
+    assert json.loads((tmp_path / "m" / "model_index.json").read_text())["scheduler"] == ["diffusers", "PNDMScheduler"]

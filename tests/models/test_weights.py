@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from library.core.errors import UserError
+from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import write_safetensors
-from library.models.weights import open_weights
+from library.models.weights import open_weights, open_weights_or_metadata
 
 TENSORS = {
     "matrix": torch.arange(6.0).reshape(2, 3),
@@ -286,3 +287,51 @@ def test_a_file_that_goes_away_or_shrinks_is_reported(tmp_path: Path) -> None:
     for act in (lambda: opened.read("matrix"), lambda: open_weights(path)):
         with pytest.raises(UserError, match="no such file"):
             act()
+
+
+def test_metadata_without_tensors_is_for_those_who_ask_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "single_file_extras.safetensors"
+    write_safetensors(path, {}, {"author": "Mira"})
+    file = open_weights_or_metadata(path)
+    assert (dict(file.shapes), dict(file.metadata)) == ({}, {"author": "Mira"})
+    with pytest.raises(UserError, match="holds no tensors at all"):
+        open_weights(path)
+    write_safetensors(path, {"a": torch.ones(2)}, {})
+    assert torch.equal(open_weights_or_metadata(path).read("a"), torch.ones(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"1 of its [0-9]+ bytes are missing"):
+        open_weights_or_metadata(path)
+    write_pickled(tmp_path / "a.ckpt", {}, {"metadata": {"author": "Mira"}})
+    assert open_weights_or_metadata(tmp_path / "a.ckpt").metadata == {"author": "Mira"}
+
+
+def test_metadata_can_always_be_written_again(tmp_path: Path) -> None:
+    texts = r'"__metadata__":{"half \ud83d":"a\udc00b","whole \ud83d\ude00":"\u732b\u0000"},'
+    path = write_header(tmp_path / "a.safetensors", f"{{{texts}{entry('x', 0, 8)}}}", 8)
+    metadata = open_weights(path).metadata
+    assert metadata == {"half \ufffd": "a\ufffdb", "whole \U0001f600": "猫\0"}
+    write_safetensors(tmp_path / "b.safetensors", {"x": torch.ones(2)}, metadata)
+    write_pickled(tmp_path / "b.ckpt", {"x": torch.ones(2)}, {"metadata": dict(metadata)})
+    for name in ("b.safetensors", "b.ckpt"):
+        assert open_weights(tmp_path / name).metadata == metadata
+    write_pickled(tmp_path / "c.ckpt", {"x": torch.ones(2)}, {"metadata": {"half \ud83d": "a\udc00b"}})
+    assert open_weights(tmp_path / "c.ckpt").metadata == {"half \ufffd": "a\ufffdb"}
+
+
+def test_names_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
+    header = "{" + entry(r"x\ud800", 0, 8) + "}"
+    paths = [write_header(tmp_path / "a.safetensors", header, 8), tmp_path / "a.ckpt"]
+    write_pickled(paths[1], {"x\ud800": torch.ones(2)}, None)
+    for path in paths:
+        with pytest.raises(UserError, match=r"the name x\? of a tensor is no valid text"):
+            open_weights(path)
+
+
+def test_number_formats_that_cannot_be_written_again_are_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(2, dtype=torch.complex128)}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"number format torch\.complex128 of x cannot be kept"):
+        open_weights(tmp_path / "a.ckpt")
+    for name in ("F4", "F6_E2M3", "F8_E3M4", "C128"):
+        write_header(tmp_path / "a.safetensors", f"{{{entry('x', 0, 8, '[8]', name)}}}", 8)
+        with pytest.raises(UserError, match=f"the number format {name} of x is unknown"):
+            open_weights(tmp_path / "a.safetensors")

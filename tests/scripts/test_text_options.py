@@ -53,16 +53,19 @@ def test_clip_skip_1_is_the_default(train: Train) -> None:
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 def test_longer_limits_read_more(train: Train, kind: str) -> None:
     answer = ["--v2"] if kind == "sd2" else []
-    results = {n: train(LONG, "--max_token_length", str(n), *answer, kind=kind, name=str(n)) for n in (75, 150, 225)}
-    assert largest_difference(results[75], results[150]) > 0
-    assert largest_difference(results[150], results[225]) > 0
+    for tokens, shorter, longer in ((90, "75", "150"), (165, "150", "225")):
+        captions = ["a cat, " * (tokens // 3) + end for end in ("sitting in the grass", "running on the street")]
+        for limit in (shorter, longer):
+            limited = ["--max_token_length", limit, *answer]
+            first, second = (train(c, *limited, kind=kind, name=f"{limit} {c[-6:]} {tokens}") for c in captions)
+            assert (largest_difference(first, second) > 0) == (limit == longer), "what differs lies behind the shorter"
 
 
 def test_lost_words_are_told_with_the_option_that_reads_them(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     train(LONG, "--max_token_length", "150", name="a")
     said = " ".join(capsys.readouterr().err.split())
     assert "1 captions do not fit into 150 tokens; the rest is not read (30 tokens): cat.jpg" in said
-    assert "--max_token_length 150 or 225 reads more" in said
+    assert "--max_token_length 225 reads more" in said
     train(LONG, "--max_token_length", "225", name="b")
     assert "do not fit" not in capsys.readouterr().err
 
@@ -96,8 +99,10 @@ def test_class_tokens_carry_weights(tiny_models: dict[str, Path], photos: Path, 
         data = ["--train_data_dir", str(folder), "--resolution", "64", "--max_train_steps", "2"]
         return run_here(tiny_models["sd1"], data, tmp_path / f"out-{tokens}", *words)
 
-    plain = run("shs cat")
-    assert largest_difference(run("(shs) cat", "--weighted_captions"), plain) > 0
+    weighted = run("(shs) cat", "--weighted_captions")
+    assert largest_difference(weighted, run("[shs] cat", "--weighted_captions")) > 0, "the weights count"
+    assert_same(run("(shs:1.0) cat", "--weighted_captions"), run("shs cat"))
+    assert largest_difference(weighted, run("((shs)) cat")) > 0, "and the brackets are no text"
 
 
 def test_brackets_without_partner_are_told(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +133,7 @@ def test_another_vae_changes_the_latents_and_is_told(
         ("sd1", ["--max_token_length", "100"], "must be one of 75, 150, 225, got 100"),
         ("sd1", ["--no_token_padding", "--max_token_length", "150"], "pieces of 75 tokens are always padded"),
         ("sd1", ["--restore_weighted_mean"], "no effect without weights"),
+        ("sd1", ["--prompt_splitting", "webui"], "one piece of 75 tokens, so nothing is split"),
         ("sd2_v", [], "does it predict noise .* or v"),
         ("sd1", ["--vae", "nowhere.pt"], "nowhere.pt"),
     ],

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 
 import train_db
 from library.core.errors import UserError
-from library.models.extras import ModelExtras
+from library.models.extras import ModelExtras, read_extras
 from library.models.forms import SaveTarget
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
@@ -233,6 +233,52 @@ def test_diffusers_loads_the_trained_folder(train: Train, tiny_models: dict[str,
     for name in ("unet", "text_encoder", "vae"):
         theirs, ours = getattr(pipe, name).state_dict(), getattr(trained, name).state_dict()
         assert all(torch.equal(theirs[key], ours[key]) for key in ours), name
+
+
+def test_a_trained_folder_can_be_trained_again(train: Train, model: StableDiffusion, tmp_path: Path) -> None:
+    base = written(model, tmp_path / "base", "diffusers_safetensors")
+    first = train(base, "--output_name", "first") / "first"
+    second = train(first, "--output_name", "second") / "second"
+    assert any(moved(tensors_of(first), tensors_of(second), UNET))
+    assert read_extras(identify(second)).metadata["ss_sd_model_name"] == "first"
+
+
+def test_what_cannot_be_written_at_the_end_is_told_at_the_start(
+    train: Train, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "letter.txt").write_text("dear")
+    (tmp_path / "notes.yaml").write_text("my notes")
+    words = ["--output_name", "precious", "--save_model_as", "diffusers", "--overwrite"]
+    with pytest.raises(UserError, match="exists and is not a Diffusers model"):
+        train(tiny_models["sd1"], *words)
+    with pytest.raises(UserError, match=r"notes.yaml: would be replaced by the model's own"):
+        train(tiny_models["sd2"], "--v2", "--output_name", "notes")
+    with pytest.raises(UserError, match="does not fit the form diffusers") as caught:
+        train(tiny_models["sd1"], "--output_name", "a.ckpt", "--save_model_as", "diffusers", "--clip_skip", "99")
+    assert len(caught.value.problems) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"precious", "notes.yaml"}
+
+
+def test_a_number_beyond_the_format_does_not_cost_the_training(
+    train: Train, model: StableDiffusion, tmp_path: Path
+) -> None:
+    large = make_tiny_model("sd1", seed=5)
+    large.vae.decoder.conv_out.bias[0] = 1e5
+    base = tmp_path / "base.safetensors"
+    save_single_file(large, base, {})
+    with pytest.raises(UserError, match="the trained model was saved in float32 instead"):
+        train(base, "--save_vae_precision", "fp16")
+    after = tensors_of(tmp_path / "last.safetensors")
+    assert float(after["first_stage_model.decoder.conv_out.bias"][0]) == 1e5
+    assert any(moved(tensors_of(base), after, UNET))
+
+
+def test_the_default_rate_is_that_of_whole_models(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), *photo_words(photos)]
+    words += ["--output_dir", str(tmp_path), "--max_data_loader_n_workers", "0", "--max_train_steps", "1"]
+    train_db.main(words)
+    assert open_weights(tmp_path / "last.safetensors").metadata["ss_unet_lr"] == "2e-06"
 
 
 def test_an_earlier_model_is_not_overwritten_unasked(train: Train, tiny_models: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,16 @@ def test_the_mean_of_each_caption_is_restored(text_encoder: CLIPTextModel) -> No
     ratios = restored / unrestored
     assert torch.allclose(ratios, ratios[:, :1, :1].expand_as(ratios), rtol=1e-4)  # one factor for a whole caption
     assert torch.equal(restored[2], before[2])
+
+
+def test_the_web_ui_restores_the_mean_of_each_chunk(text_encoder: CLIPTextModel) -> None:
+    ids, weights = some_ids(2, 2, 77), some_weights(2, 2, 77)
+    weights[:, 1] = 1.0  # nothing is weighted in the second chunk, so nothing changes there
+    restored = CaptionEncoder(replace(RESTORED, prompt_splitting="webui"))(text_encoder, ids, weights)
+    before = CaptionEncoder(TextOptions(max_token_length=150, prompt_splitting="webui"))(text_encoder, ids, None)
+    assert torch.allclose(restored[:, 77:], before[:, 77:], atol=1e-6)
+    assert torch.allclose(restored[:, :77].mean(dim=(1, 2)), before[:, :77].mean(dim=(1, 2)), atol=1e-6)
+    assert not torch.allclose(restored[:, :77], before[:, :77], atol=1e-3)
 
 
 def test_a_mean_of_nothing_is_left_alone(text_encoder: CLIPTextModel) -> None:

@@ -134,6 +134,50 @@ def test_mistakes_are_told_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     assert (tmp_path / "out.ckpt").read_text() == "precious"
 
 
+def test_a_yaml_in_the_way_is_not_lost(convert: Convert, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "out.yaml").write_text("my notes")
+    with pytest.raises(UserError, match=r"out.yaml: exists already and would be lost"):
+        convert(str(tiny_models["sd2"]), "out.ckpt", "--v2")
+    assert (tmp_path / "out.yaml").read_text() == "my notes"
+    convert(str(tiny_models["sd2"]), "out.ckpt", "--v2", "--overwrite")
+    assert "LatentDiffusion" in (tmp_path / "out.yaml").read_text()
+
+
+def test_a_folder_of_somebody_else_and_a_wrong_name_are_told_before_anything_is_read(
+    convert: Convert, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="exists and is not a Diffusers model") as caught:
+        convert("nowhere.ckpt", "mine", "--overwrite")
+    assert len(caught.value.problems) == 2
+    with pytest.raises(UserError, match="does not fit the form diffusers") as caught:
+        convert("nowhere.ckpt", "a.safetensors", "--save_model_as", "diffusers")
+    assert len(caught.value.problems) == 2
+
+
+def test_bf16_becomes_fp16_in_a_ckpt_only(
+    convert: Convert, tiny_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(str(tiny_models["sd1"]), "a.safetensors", "--precision", "bf16")
+    convert("a.safetensors", "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    convert("a.safetensors", "c.ckpt")
+    assert "weights: bf16 becomes fp16, for the Web UI refuses a .ckpt that holds bf16" in capsys.readouterr().out
+    assert torch.bfloat16 not in open_weights(tmp_path / "c.ckpt").dtypes.values()
+    convert("a.safetensors", "d.ckpt", "--precision", "bf16")
+    assert torch.bfloat16 in open_weights(tmp_path / "d.ckpt").dtypes.values()
+
+
+def test_hashes_of_the_weights_go_where_the_weights_change(convert: Convert, tmp_path: Path) -> None:
+    told = {"modelspec.hash_sha256": "0x12", "sshs_model_hash": "", "author": "Mira"}
+    save_single_file(make_tiny_model("sd1", seed=0), tmp_path / "a.ckpt", told)
+    convert("a.ckpt", "b.safetensors")
+    assert open_weights(tmp_path / "b.safetensors").metadata["modelspec.hash_sha256"] == "0x12"
+    convert("a.ckpt", "c.safetensors", "--precision", "fp16")
+    assert open_weights(tmp_path / "c.safetensors").metadata == {"author": "Mira"}
+
+
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 def test_a_folder_becomes_the_file_it_came_from(
     convert: Convert, tiny_models: dict[str, Path], tmp_path: Path, kind: str

@@ -79,3 +79,22 @@ def test_other_kinds_are_told(tmp_path: Path) -> None:
 def test_nothing_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         inspect_model.inspect(tmp_path / "nowhere")
+
+
+def test_texts_out_of_a_file_command_no_terminal(tmp_path: Path) -> None:
+    path, evil = tmp_path / "a.safetensors", "\x1b]0;owned\x07\x9b2J\x7f\r\u202e"
+    metadata = {f"key{evil}": f"value\ncomplete: yes{evil}", "long" * 99: "猫"}
+    save_file({f"tensor{evil}": torch.zeros(3)}, str(path), metadata)
+    report = inspect_model.inspect(path)
+    lines = inspect_model.lines_of(report)
+    assert all(line.isprintable() for line in lines)
+    shown = r"\x1b]0;owned\x07\x9b2J\x7f\r\u202e"
+    assert f"  key{shown}: value\\ncomplete: yes{shown}" in lines
+    assert any("(396 characters): 猫" in line for line in lines)
+    assert "tensor?]0;owned" in lines[0]
+    command = [sys.executable, str(ROOT / "tools" / "inspect_model.py"), str(path)]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, encoding="utf-8", check=True)
+    assert told.stdout.splitlines() == lines
+    told = subprocess.run([*command, "--json"], env=environment(), capture_output=True, encoding="utf-8", check=True)
+    assert all(line.isprintable() for line in told.stdout.replace("\x7f", "").split("\n"))
+    assert json.loads(told.stdout)["metadata"] == metadata
