@@ -30,6 +30,7 @@ from library.checkpoint.metadata import (
 from library.core.sizes import Size
 from library.data.config import SubsetConfig
 from library.data.facts import bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
+from library.models.forms import EXTENSIONS
 from library.training.progress import RunPlan
 from library.training.run import BaseModel, NetworkRun, Run
 
@@ -65,7 +66,7 @@ def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str], 
 
 def _title(run: Run) -> str:
     result = run.files.result
-    return result.stem if result.suffix in (".safetensors", ".ckpt") else result.name  # a folder's dots are its name
+    return result.stem if result.suffix in EXTENSIONS.values() else result.name  # a folder's dots are its name
 
 
 def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:

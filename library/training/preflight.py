@@ -18,7 +18,14 @@ from library.data.index import ImageIndex, build_index
 from library.data.placement import place_all
 from library.methods.network import check_network_options
 from library.models.folder_weights import STEMS, weights_files
-from library.models.forms import choose_form, files_in_the_way, is_single_file, refuse_other_folder, target_for
+from library.models.forms import (
+    EXTENSIONS,
+    choose_form,
+    files_in_the_way,
+    is_single_file,
+    refuse_other_folder,
+    target_for,
+)
 from library.models.hub import fetch_weights, locate
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
 from library.models.topology import FAMILIES
@@ -42,7 +49,6 @@ from library.training.run import BaseModel, FullModelRun, NetworkRun, OutputFile
 if TYPE_CHECKING:
     from library.models.vae_source import VaeIdentity
 
-FILE_ENDINGS = (".safetensors", ".ckpt")
 NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
 _MODEL_FLAG, _VAE_FLAG = "--pretrained_model_name_or_path", "--vae"
 
@@ -246,7 +252,7 @@ def _check_output(output: OutputOptions, files: OutputFiles, problems: Problems)
             blocked = True
     if blocked:
         return
-    if files.result.is_dir() and files.result.suffix in FILE_ENDINGS:
+    if files.result.is_dir() and files.result.suffix in EXTENSIONS.values():
         what = f"{files.result} is a folder, and a file is to be written there"
         problems.add(what, "--output_name", "choose another name")
     # a log alone is left of a run that was stopped; it stands in nobody's way
