@@ -19,7 +19,7 @@ from torch import nn
 
 from library.core.errors import UserError
 from library.core.tensor_files import with_hashes, write_safetensors
-from library.models.weights import open_weights
+from library.models.files.weights import open_weights
 
 UNET_PREFIX, TEXT_ENCODER_PREFIX = "lora_unet", "lora_te"
 UNET_TARGETS = ("Transformer2DModel",)

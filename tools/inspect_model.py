@@ -21,8 +21,8 @@ from library.core.errors import UserError, run_script
 from library.core.log import start_logging
 
 if TYPE_CHECKING:
+    from library.models.files.weights import WeightsFile
     from library.models.identify import ModelIdentity
-    from library.models.weights import WeightsFile
 
 SHOWN_METADATA = 100  # characters of a value; tag counts are pages long
 SHOWN_FAULTS = 20
@@ -82,9 +82,9 @@ def inspect(path: Path) -> Report:
 
 def _inspect_file(path: Path) -> Report:
     from library.core.tensor_files import data_hash, file_hash, legacy_hash
+    from library.models.files.weights import SAFETENSORS_SUFFIX, open_weights
     from library.models.identify import identify
     from library.models.recognise import MODEL, recognise
-    from library.models.weights import SAFETENSORS_SUFFIX, open_weights
 
     file = open_weights(path)
     found = recognise(file.shapes)
@@ -101,10 +101,10 @@ def _inspect_file(path: Path) -> Report:
 
 def _inspect_folder(folder: Path) -> Report:
     from library.models.extras import EXTRAS_FILE
-    from library.models.folder_weights import STEMS, weights_files
+    from library.models.files.folder_weights import STEMS, weights_files
+    from library.models.files.weights import open_weights, open_weights_or_metadata
     from library.models.identify import identify
     from library.models.recognise import FAMILY_NAMES, MODEL
-    from library.models.weights import open_weights, open_weights_or_metadata
 
     identity = identify(folder)
     report = Report(str(folder), f"a full {FAMILY_NAMES[identity.family]} model", MODEL, identity.family)

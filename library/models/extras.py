@@ -11,8 +11,8 @@ import torch
 from library.core.json_files import read_json_object
 from library.core.tensor_files import Deferred, Writable, made
 from library.models.convert import text_encoder, unet, vae
+from library.models.files.weights import WeightsFile, open_weights, open_weights_or_metadata
 from library.models.identify import ModelIdentity
-from library.models.weights import WeightsFile, open_weights, open_weights_or_metadata
 
 # at the root of a Diffusers folder of ours; other programs pass it over
 EXTRAS_FILE = "single_file_extras.safetensors"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.core.errors import UserError, nearest_name
-from library.models.folder_weights import STEMS, weights_files
+from library.models.files.folder_weights import STEMS, weights_files
 
 PARTS = ("unet", "vae", "text_encoder")
 

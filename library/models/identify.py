@@ -13,10 +13,10 @@ import yaml
 from library.core.errors import UserError
 from library.core.json_files import read_json_object
 from library.models import recognise as kinds
+from library.models.files.weights import PICKLED_SUFFIXES, SAFETENSORS_SUFFIX, WeightsFile, open_weights
 from library.models.forms import form_of_path, yaml_beside
 from library.models.recognise import Recognised, recognise, special_unet
 from library.models.topology import LATENT_CHANNELS, NOISE_SCHEDULE
-from library.models.weights import PICKLED_SUFFIXES, SAFETENSORS_SUFFIX, WeightsFile, open_weights
 from library.options.saving import CKPT, DIFFUSERS, DIFFUSERS_SAFETENSORS, SAFETENSORS
 
 # A model ends in one of the first two; the others are opened to say what they hold, and taken if that is a model.

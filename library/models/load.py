@@ -18,13 +18,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from library.core.errors import Problems, UserError
 from library.core.json_files import read_json_object
 from library.models.convert import text_encoder, unet, vae
-from library.models.folder_weights import STEMS, weights_files
+from library.models.files.folder_weights import STEMS, weights_files
+from library.models.files.weights import open_weights
 from library.models.identify import ModelIdentity
 from library.models.layouts import check_layout, check_text_layers
 from library.models.parts import Convert, Part, check_part, fit, incomplete, plan_part
 from library.models.stable_diffusion import StableDiffusion
 from library.models.topology import Shape, text_config_of, unet_config_of, unet_sample_size, vae_config_of
-from library.models.weights import open_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -34,7 +34,7 @@ _EXAMPLES = 3
 def load_stable_diffusion(identity: ModelIdentity, prediction_type: str) -> StableDiffusion:
     """Loads the three networks to the CPU, in evaluation mode and with nothing trainable.
 
-    The tensors of a `.safetensors` file are parts of its mapping (see `library.models.mapped`).
+    The tensors of a `.safetensors` file are parts of its mapping (see `library.models.files.mapped`).
 
     Args:
         identity: what `identify` said of the model.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from library.core.errors import Problem, UserError
-from library.models.mapped import MappedFile, mapped
+from library.models.files.mapped import MappedFile, mapped
+from library.models.files.weights import WeightsFile
 from library.models.topology import Shape
-from library.models.weights import WeightsFile
 
 Convert = Callable[[str, Tensor], dict[str, Tensor]]
 

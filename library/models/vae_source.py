@@ -17,12 +17,12 @@ from diffusers.models import AutoencoderKL
 from library.core.errors import UserError
 from library.core.json_files import read_json_object
 from library.models.convert import vae
-from library.models.folder_weights import STEMS, weights_files
+from library.models.files.folder_weights import STEMS, weights_files
+from library.models.files.weights import WeightsFile, open_weights
 from library.models.load import build_checked, build_vae, config_from, fill
 from library.models.parts import Part, fit, plan_part
 from library.models.stable_diffusion import VAE_DOWNSCALE, VAE_SCALING_FACTOR
 from library.models.topology import LATENT_CHANNELS, LAYERS_PER_BLOCK, Shape, vae_config, vae_config_of
-from library.models.weights import WeightsFile, open_weights
 
 VAE_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
 

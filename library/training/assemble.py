@@ -28,7 +28,7 @@ from library.diffusion.objective import Objective
 from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from library.methods.base import Method
 from library.models.checkpointing import enable_gradient_checkpointing
-from library.models.mapped import give_own_memory
+from library.models.files.mapped import give_own_memory
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
 from library.optim.optimizers import make_optimizer
 from library.optim.schedulers import make_scheduler

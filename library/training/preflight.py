@@ -17,7 +17,7 @@ from library.data.disk_latents import check_disk_cache
 from library.data.index import ImageIndex, build_index
 from library.data.placement import place_all
 from library.methods.network import check_network_options
-from library.models.folder_weights import STEMS, weights_files
+from library.models.files.folder_weights import STEMS, weights_files
 from library.models.forms import (
     EXTENSIONS,
     choose_form,

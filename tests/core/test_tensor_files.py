@@ -19,7 +19,7 @@ from library.core.tensor_files import (
     with_hashes,
     write_safetensors,
 )
-from library.models.weights import open_weights
+from library.models.files.weights import open_weights
 
 
 def example(size: int = 3) -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ from diffusers.models import ControlNetModel
 from torch import nn
 
 from library.models import recognise as kinds
+from library.models.files.weights import open_weights
 from library.models.recognise import KINDS, Recognised, recognise
 from library.models.save import single_file_tensors
 from library.models.stable_diffusion import StableDiffusion
 from library.models.topology import Shape, unet_config
-from library.models.weights import open_weights
 from networks.lora import create_network
 
 Shapes = dict[str, Shape]

@@ -18,13 +18,13 @@ from transformers import CLIPTextModel
 from library.core.errors import UserError
 from library.core.tensor_files import with_hashes
 from library.models.extras import EXTRAS_FILE, ModelExtras
+from library.models.files.whole_folder import swap_folder
 from library.models.forms import SaveTarget, target_for
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.precision import Precisions
 from library.models.save import save_diffusers, save_model, save_single_file, single_file_tensors
 from library.models.stable_diffusion import StableDiffusion
-from library.models.whole_folder import swap_folder
 from library.options.saving import SAVE_FORMATS
 from library.text.tokenizer import tokenizer_files
 

@@ -16,13 +16,13 @@ from diffusers import StableDiffusionPipeline
 import train_db
 from library.core.errors import UserError
 from library.models.extras import ModelExtras, read_extras
+from library.models.files.weights import open_weights
 from library.models.forms import SaveTarget
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.save import Precisions, save_model, save_single_file, single_file_tensors
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
-from library.models.weights import open_weights
 from library.text.tokenizer import tokenizer_files
 from tests.training.runs import ROOT, environment, photo_words
 

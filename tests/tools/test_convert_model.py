@@ -15,12 +15,12 @@ import convert_model
 from library.core.errors import UserError
 from library.core.tensor_files import data_hash
 from library.models.extras import ModelExtras
+from library.models.files.weights import open_weights
 from library.models.forms import SaveTarget
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.save import Precisions, save_model, save_single_file, single_file_tensors
 from library.models.tiny import make_tiny_model
-from library.models.weights import open_weights
 from tests.models.full_size import write_full_size
 from tests.training.runs import ROOT, environment
 

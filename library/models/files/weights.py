@@ -24,7 +24,7 @@ from library.core.errors import UserError
 from library.core.pickle_names import StoredTensor
 from library.core.pickled import PickledContent, explained, fill_memory, read_pickled, shown
 from library.core.tensor_files import DTYPE_NAMES
-from library.models.file_kind import SAFETENSORS, TORCH, damaged, kind_of
+from library.models.files.kind import SAFETENSORS, TORCH, damaged, kind_of
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLED_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from library.models.weights import SafetensorsFile, WeightsFile
+from library.models.files.weights import SafetensorsFile, WeightsFile
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from library.core.errors import UserError
 from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import write_safetensors
-from library.models.weights import open_weights, open_weights_or_metadata
+from library.models.files.weights import open_weights, open_weights_or_metadata
 
 TENSORS = {
     "matrix": torch.arange(6.0).reshape(2, 3),
