@@ -117,7 +117,8 @@ def _inspect_folder(folder: Path) -> Report:
         report.notes += [note for file in files for note in file.notes]
     if (folder / EXTRAS_FILE).is_file():
         extras = open_weights_or_metadata(folder / EXTRAS_FILE)
-        report.parts.append(_part(f"kept extras ({EXTRAS_FILE})", [(extras, tensor) for tensor in extras.shapes]))
+        if extras.shapes:
+            report.parts.append(_part(f"kept extras ({EXTRAS_FILE})", [(extras, name) for name in extras.shapes]))
         report.metadata = dict(extras.metadata)
     _add_identity(report, identity)
     return report
