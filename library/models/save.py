@@ -248,7 +248,7 @@ def _scheduler(prediction_type: str, source: Mapping[str, Any] | None) -> dict[s
     """The configuration of the sampler: the source's own, else that of the published models, with the noise schedule
     that SD1 and SD2 were trained with."""
     if source is not None:
-        return {**source, "prediction_type": prediction_type}
+        return {"_class_name": DDIMScheduler.__name__, **source, "prediction_type": prediction_type}
     scheduler = DDIMScheduler(
         **NOISE_SCHEDULE,
         clip_sample=False,
