@@ -15,11 +15,9 @@ def main(words: Sequence[str] | None = None) -> None:
     if options is None:
         return
     from library.training.preflight import check_network_run
+    from library.training.start import start
 
-    run = check_network_run(options)
-    from library.training.assemble import train
-
-    train(run)
+    start(check_network_run(options))
 
 
 if __name__ == "__main__":

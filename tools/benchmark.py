@@ -1,8 +1,10 @@
 """Measures how fast the toolkit is.
 
     python tools/benchmark.py step --json step.json
+    python tools/benchmark.py index --images 100000 --json index.json
 
 step: the real trainer beside the bare forward, backward and optimizer step, on a tiny model with one thread.
+index: the first and the second start on many small files, memory a picture, plans of up to a million records.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_step(commands.add_parser("step", help="one training step: what the trainer adds to the bare computation"))
+    _add_index(commands.add_parser("index", help="many pictures: seconds of a start, bytes a picture, plans"))
     return parser
 
 
@@ -57,6 +60,22 @@ def _add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu"), default="auto", help="auto takes the graphics card when there is one"
     )
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(measure=_measure_index)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the figures go")
+    parser.add_argument(
+        "--images", type=_count, default=100_000, metavar="N", help="small picture files (default: 100000)"
+    )
+    parser.add_argument(
+        "--folder", metavar="DIR",
+        help="where the files are, or are made and left; their index is made anew (default: a temporary folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--records", type=_count, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N",
+        help="sizes of the made-up indexes that are placed and planned (default: 10000 100000 1000000)",
+    )  # fmt: skip
 
 
 def _count(text: str) -> int:
@@ -81,6 +100,20 @@ def _measure_step(arguments: argparse.Namespace) -> dict[str, Any]:
     print("\n".join(table(figures)))
     today = datetime.now(UTC).date().isoformat()
     return {"benchmark": "step", "date": today, "machine": machine, "settings": settings, **figures}
+
+
+def _measure_index(arguments: argparse.Namespace) -> dict[str, Any]:
+    _prepare_environment("cpu")
+    start_logging()
+    from benchmark_index import Settings, measure, table
+
+    settings = {"images": arguments.images, "folder": arguments.folder, "records": tuple(arguments.records)}
+    figures = measure(Settings(**settings))
+    machine = machine_facts("cpu")
+    print(f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}\n")
+    print("\n".join(table(figures)))
+    today = datetime.now(UTC).date().isoformat()
+    return {"benchmark": "index", "date": today, "machine": machine, "settings": settings, **figures}
 
 
 def _prepare_environment(device: str) -> None:

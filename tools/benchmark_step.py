@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.data.batch import Batch
+from library.diffusion.objective import Captions
 from library.models.save import save_single_file
 from library.models.tiny import make_tiny_model
 from library.optim.optimizers import make_optimizer
@@ -242,8 +243,8 @@ class _Floor:
 
     def _step(self, batch: Batch) -> None:
         pictures = batch.latents, batch.noise, batch.timesteps
-        captions = batch.input_ids, batch.token_weights
-        loss = self.objective(*pictures, *captions, batch.loss_weights, self.trains_text_encoder)
+        captions = Captions(batch.input_ids, batch.token_weights, batch.text_states)
+        loss = self.objective(*pictures, captions, batch.loss_weights, batch.masks, self.trains_text_encoder)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

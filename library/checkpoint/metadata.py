@@ -14,6 +14,7 @@ from typing import Any
 
 from library.core.sizes import Size
 from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, file_hash, legacy_hash
+from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.network import NetworkOptions
 from library.options.text import TextOptions
@@ -177,14 +178,11 @@ def _without_folder(value: str) -> str:
     return Path(value).name if Path(value).is_absolute() else value
 
 
-def data_values(data: DataOptions) -> dict[str, Any]:
+def data_values(data: DataOptions, caching: CachingOptions) -> dict[str, Any]:
     """`ss_*` keys taken from the dataset options; those the dataset itself decides are added by the caller."""
     return {
-        "ss_cache_latents": data.cache_latents or data.cache_latents_to_disk,
+        "ss_cache_latents": caching.cache_latents or caching.cache_latents_to_disk,
         "ss_prior_loss_weight": data.prior_loss_weight,
-        "ss_color_aug": False,
-        "ss_flip_aug": False,
-        "ss_random_crop": False,
     }
 
 

@@ -1,4 +1,4 @@
-"""Width and height of a picture, always in this order and always by name."""
+"""Width and height of a picture, always in this order and always by name; and ranges of numbers."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+
+class Span(NamedTuple):
+    """A range of numbers, both ends included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g},{self.high:g}"

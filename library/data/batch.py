@@ -40,8 +40,10 @@ class Batch(SentByValue):
     latents: Tensor | None  # (B, 4, h, w) float32, unscaled
     pixels: Tensor | None  # (B, 3, H, W) float32, -1 to 1
     latent_noise: Tensor | None  # (B, 4, h, w) float32, standard normal
+    masks: Tensor | None  # (B, 1, h, w) float32, weights of the loss from 0 to 1; None where all are 1
     input_ids: Tensor  # (B, n, L) int64: captions in n chunks
     token_weights: Tensor | None  # (B, n, L) float32; None where captions are read without weights
+    text_states: Tensor | None  # (B, R, D) float32: the captions encoded already, or None
     noise: Tensor  # (B, 4, h, w) float32, standard normal
     timesteps: Tensor  # (B,) int64
     loss_weights: Tensor  # (B,) float32

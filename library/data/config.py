@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from library.core.errors import Problems
 from library.core.sizes import Size
 from library.core.toml_files import read_toml
+from library.data.augment import NO_AUGMENTATION, Augmentations
 from library.data.buckets import BucketLimits
 from library.data.caption_changes import CaptionChanges
 from library.data.captions import DEFAULT_CAPTION_EXTENSIONS
+from library.data.effects import check_effects
+from library.data.fallback import Value, look_up
 from library.data.folders import metadata_tables, subset_tables
-from library.data.schema import DatasetTables, Structure, Table, Where, caption_ending, read_structure
-from library.options.base import default_of, option_fields
+from library.data.schema import DatasetTables, Structure, Table, Where, caption_endings, read_structure
 from library.options.data import DataOptions
 
 _PLAIN_STEP = 64  # without bucketing; every layer of the U-Net halves such sizes evenly
-_FLAG_OF_KEY = {"batch_size": "train_batch_size"}  # every other key is named like its flag
 _BUCKET_SIZE_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
 _SHAPE_KEYS = frozenset({"resolution", "enable_bucket", "bucket_no_upscale", *_BUCKET_SIZE_KEYS})
 _PICTURE_KEYS = ("image_dir", "metadata_file")
-_TAG_CHANGE_KEYS = ("shuffle_caption", "caption_tag_dropout_rate")  # what keep_tokens protects from
+_CAPTION_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "shuffle": "shuffle_caption",
+        "keep_tokens": "keep_tokens",
+        "tag_dropout_rate": "caption_tag_dropout_rate",
+        "dropout_rate": "caption_dropout_rate",
+        "dropout_every_n_epochs": "caption_dropout_every_n_epochs",
+        "wildcard": "enable_wildcard",
+        "separator": "caption_separator",
+        "keep_tokens_separator": "keep_tokens_separator",
+        "secondary_separator": "secondary_separator",
+        "prefix": "caption_prefix",
+        "suffix": "caption_suffix",
+        "warmup_min": "token_warmup_min",
+        "warmup_step": "token_warmup_step",
+    }
+)
+_AUGMENTATION_FIELDS: Mapping[str, str] = MappingProxyType(
+    {"flip": "flip_aug", "colour": "color_aug", "random_crop": "random_crop", "face_crop_range": "face_crop_aug_range"}
+)
 
 
 @dataclass(frozen=True)
 class SubsetConfig:
     """Pictures of a folder, or of a metadata file, which alone may go without one.
 
-    `caption_extension_from` says where an ending of caption files was asked for, if it was.
+    Attributes:
+        num_repeats: uses of each picture in an epoch; with a fraction, so many on average over the epochs.
+        caption_extension_from: where endings of caption files were asked for, if they were.
+        alpha_mask: the loss is weighted by the transparency of the pictures.
+        loss_weight: factor of their loss.
+        cache_info: what the index knows of them is kept in a file.
     """
 
     image_dir: Path | None
-    num_repeats: int
+    num_repeats: float
     class_tokens: str | None
     is_reg: bool
     caption_extensions: tuple[str, ...]
@@ -42,6 +68,10 @@ class SubsetConfig:
     caption_changes: CaptionChanges
     caption_extension_from: str | None = None
     metadata_file: Path | None = None
+    augmentations: Augmentations = NO_AUGMENTATION
+    alpha_mask: bool = False
+    loss_weight: float = 1.0
+    cache_info: bool = False
 
     @property
     def home(self) -> Path:
@@ -70,14 +100,6 @@ class Description:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Value:
-    """A value in force and where it was given; `place` is None when it is the default."""
-
-    value: Any
-    place: str | None
-
-
 def describe(options: DataOptions) -> Description:
     """Reads the dataset description from `--dataset_config`, or from old-style folders and `--in_json`.
 
@@ -93,7 +115,7 @@ def describe(options: DataOptions) -> Description:
 def read_description(options: DataOptions, problems: Problems) -> Description:
     """As `describe`, but gathers the mistakes and returns what was understood, so that its pictures can be checked."""
     notes = list[str]()
-    if options.caption_extension is not None and (complaint := caption_ending(options.caption_extension)):
+    if complaint := caption_endings(options.caption_extension):
         problems.add(complaint, "--caption_extension", "write it as .txt")
     source = Problems()
     content, where = _read_source(options, source, notes)
@@ -105,28 +127,8 @@ def read_description(options: DataOptions, problems: Problems) -> Description:
         return Description((), tuple(notes))
     structure = read_structure(content, where, problems)
     datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
-    _check_kept_tags(structure, options, problems)
-    _check_metadata_options(structure, options, problems)
+    check_effects(structure, options, problems)
     return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
-
-
-def look_up(key: str, tables: Sequence[Table], options: DataOptions) -> Value:
-    """The value of a dataset key: the first table that gives it, else the command line, else the default.
-
-    Args:
-        key: the key as dataset files spell it.
-        tables: from the innermost to the outermost: subset, dataset, [general].
-        options: the command line and its defaults.
-    """
-    for table in tables:
-        if key in table.values:
-            return Value(table.values[key], table.places[key])
-    flag = _FLAG_OF_KEY.get(key, key)
-    defaults = {item.name: default_of(item) for item in option_fields(DataOptions)}
-    if flag not in defaults:  # keys that only folders have
-        return Value({"num_repeats": 1, "is_reg": False}.get(key), None)
-    value = getattr(options, flag)
-    return Value(value, None if value == defaults[flag] else f"--{flag}")
 
 
 def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> tuple[dict[str, Any], Where]:
@@ -201,63 +203,29 @@ def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConf
     repeats = look_up("num_repeats", tables, options)
     metadata_file = _path_in(tables[0], "metadata_file")
     if metadata_file is not None and repeats.place is None:
-        repeats = Value(options.dataset_repeats, "--dataset_repeats")
+        repeats = Value(float(options.dataset_repeats), "--dataset_repeats")
     class_tokens = look_up("class_tokens", tables, options).value
     return SubsetConfig(
         image_dir=_path_in(tables[0], "image_dir"),
         num_repeats=repeats.value,
         class_tokens=class_tokens.strip() or None if class_tokens else None,
         is_reg=look_up("is_reg", tables, options).value,
-        caption_extensions=(ending.value,) if ending.value else DEFAULT_CAPTION_EXTENSIONS,
+        caption_extensions=ending.value or DEFAULT_CAPTION_EXTENSIONS,
         allow_missing_captions=look_up("allow_missing_captions", tables, options).value,
-        caption_changes=CaptionChanges(
-            shuffle=look_up("shuffle_caption", tables, options).value,
-            keep_tokens=look_up("keep_tokens", tables, options).value,
-            tag_dropout_rate=look_up("caption_tag_dropout_rate", tables, options).value,
-            dropout_rate=look_up("caption_dropout_rate", tables, options).value,
-        ),
+        caption_changes=CaptionChanges(**_fields(_CAPTION_FIELDS, tables, options)),
         caption_extension_from=ending.place,
         metadata_file=metadata_file,
+        augmentations=Augmentations(**_fields(_AUGMENTATION_FIELDS, tables, options)),
+        alpha_mask=look_up("alpha_mask", tables, options).value,
+        loss_weight=look_up("loss_weight", tables, options).value,
+        cache_info=look_up("cache_info", tables, options).value,
     )
 
 
-def _check_kept_tags(structure: Structure, options: DataOptions, problems: Problems) -> None:
-    """Complains about a keep_tokens that protects tags in none of the folders it counts for.
-
-    One given for several folders may be without effect in some, as regularisation pictures rarely have tags.
-    """
-    if structure.bad_keys & {"keep_tokens", *_TAG_CHANGE_KEYS}:
-        return
-    protects: dict[str, bool] = {}
-    for dataset in structure.datasets:
-        for subset in dataset.subsets:
-            tables = (subset, dataset.table, structure.general)
-            kept = look_up("keep_tokens", tables, options)
-            if kept.value and kept.place:
-                changes = any(look_up(key, tables, options).value for key in _TAG_CHANGE_KEYS)
-                protects[kept.place] = protects.get(kept.place, False) or changes
-    for place in (place for place, has_effect in protects.items() if not has_effect):
-        what = "keep_tokens has no effect: tags are neither shuffled nor dropped"
-        problems.add(what, place, "switch shuffle_caption on, give caption_tag_dropout_rate, or remove it")
-
-
-def _check_metadata_options(structure: Structure, options: DataOptions, problems: Problems) -> None:
-    """Complains about options of metadata files where there are none, and about the reverse."""
-    subsets = [(subset, dataset) for dataset in structure.datasets for subset in dataset.subsets]
-    reads_files: dict[str, bool] = {}
-    for subset, dataset in subsets:
-        place = look_up("caption_extension", (subset, dataset.table, structure.general), options).place
-        if place is not None:
-            reads_files[place] = reads_files.get(place, False) or "metadata_file" not in subset.places
-    is_judged = "caption_extension" not in structure.bad_keys
-    for place in (place for place, has_effect in reads_files.items() if is_judged and not has_effect):
-        what = "caption_extension has no effect: the captions stand in a metadata file"
-        problems.add(what, place, "remove it, or the metadata file")
-    has_metadata = options.in_json is not None or any("metadata_file" in subset.places for subset, _ in subsets)
-    if options.dataset_repeats > 1 and not has_metadata:
-        what = "dataset_repeats has no effect: no pictures come from a metadata file"
-        fix = "give --in_json FILE; repeats of folders are num_repeats in the dataset file, or the number in their name"
-        problems.add(what, "--dataset_repeats", fix)
+def _fields(names: Mapping[str, str], tables: Sequence[Table], options: DataOptions) -> dict[str, Any]:
+    """Values by the field that takes them; those that nobody gave are left to the field's own default."""
+    found = {field: look_up(key, tables, options).value for field, key in names.items()}
+    return {field: value for field, value in found.items() if value is not None}
 
 
 def _build_bucketing(found: dict[str, Value], name: str, problems: Problems, notes: list[str]) -> BucketLimits | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,54 +12,63 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from library.core.errors import Problem, UserError
-from library.core.randomness import NO_EPOCH, generator
-from library.core.sizes import Size
-from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT, Batch
-from library.data.caption_changes import change_caption
-from library.data.images import load_pixels, to_tensor
-from library.data.index import ImageIndex
-from library.data.placement import Placements
+from library.core.randomness import generator
+from library.data.augment import Choice
+from library.data.batch import Batch
+from library.data.caption_changes import Moment
 from library.data.planner import BatchRequest
+from library.data.views import Views, normal
 
 # captions -> token ids (B, n, L) int64 in n chunks, and their weights (B, n, L) float32 or None
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 ItemT = TypeVar("ItemT")
 
 
+class Encoded(NamedTuple):
+    """One look of a picture in a cache.
+
+    Attributes:
+        latents: (4, h, w) float32, unscaled; or (8, h, w), mean and deviation, where each use draws for itself.
+        mask: (1, h, w) float32, weights of the loss; None where all are 1.
+    """
+
+    latents: Tensor
+    mask: Tensor | None = None
+
+
 class LatentStore(Protocol):
     """Where encoded pictures are kept."""
 
+    def get(self, record: int, choice: Choice) -> Encoded:
+        """One look of a picture; `choice` is one of `Views.choices`."""
+
+
+class TextStore(Protocol):
+    """Where encoded captions are kept."""
+
     def get(self, record: int) -> Tensor:
-        """The latents of one picture, (4, h, w) float32, unscaled."""
+        """The text states of a picture's caption, (R, D) float32."""
 
 
 class TrainingDataset(Dataset[Batch]):
     """Builds batches.
 
     Args:
-        index: all pictures.
-        placements: their buckets and crops.
+        views: all pictures, and how uses see them.
         tokenize: turns captions into token ids and their weights; must be picklable for workers started by spawn.
         store: the encoded pictures, or None to read the files each time.
-        seed: the run's seed.
-        num_timesteps: length of the noise schedule.
+        texts: the encoded captions, or None to leave that to the objective.
     """
 
     def __init__(
-        self,
-        index: ImageIndex,
-        placements: Placements,
-        tokenize: Tokenize,
-        store: LatentStore | None,
-        seed: int,
-        num_timesteps: int = 1000,
+        self, views: Views, tokenize: Tokenize, store: LatentStore | None = None, texts: TextStore | None = None
     ) -> None:
-        self._index = index
-        self._placements = placements
+        self._views = views
+        self._index = views.index
+        self._drawing = views.drawing
         self._tokenize = tokenize
         self._store = store
-        self._seed = seed
-        self._num_timesteps = num_timesteps
+        self._texts = texts
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Reads the pictures of a request (or their latents) and makes its random draws.
@@ -67,59 +76,86 @@ class TrainingDataset(Dataset[Batch]):
         Raises:
             UserError: when a picture cannot be read any more; it is named.
         """
+        index, epoch, seed = self._index, request.epoch, self._drawing.seed
         records = list(request.records)
-        latents = pixels = latent_noise = None
-        if self._store is not None:
-            latents = torch.stack([self._store.get(record) for record in records])
-        else:
-            pixels = torch.stack([read_picture(self._index, self._placements, record) for record in records])
-            latent_noise = torch.stack(
-                [draw_latent_noise(self._index, self._placements, record, self._seed) for record in records]
-            )
-        keys = [f"{self._index.key(r)}#{n}" for r, n in zip(records, request.repeats, strict=True)]
-        size = self._placements.bucket_size(records[0])
-        input_ids, token_weights = self._tokenize(
-            [self._draw_caption(request.epoch, r, key) for r, key in zip(records, keys, strict=True)]
-        )
+        uses = [_Use(r, self._views.use(r, n)) for r, n in zip(records, request.repeats, strict=True)]
+        latents, pixels, latent_noise, masks = self._pictures(uses, epoch)
+        moment = Moment(epoch, request.step, self._drawing.total_steps)
+        input_ids, token_weights = self._tokenize([self._views.caption(use.record, use.key, moment) for use in uses])
+        size = self._views.placements.bucket_size(records[0])
         return Batch(
             latents=latents,
             pixels=pixels,
             latent_noise=latent_noise,
+            masks=masks,
             input_ids=input_ids,
             token_weights=token_weights,
-            noise=torch.stack([_normal(generator(self._seed, request.epoch, key, "noise"), size) for key in keys]),
-            timesteps=torch.tensor([self._draw_timestep(request.epoch, key) for key in keys], dtype=torch.int64),
-            loss_weights=torch.from_numpy(self._index.loss_weight[records]),
-            is_reg=torch.from_numpy(self._index.is_reg[records]),
-            names=tuple(self._index.names[record] for record in records),
-            epoch=request.epoch,
+            text_states=None if self._texts is None else torch.stack([self._texts.get(record) for record in records]),
+            noise=torch.stack([normal(generator(seed, epoch, use.key, "noise"), size) for use in uses]),
+            timesteps=torch.tensor([self._draw_timestep(use, epoch) for use in uses], dtype=torch.int64),
+            loss_weights=torch.from_numpy(np.asarray(index.loss_weight)[records]),
+            is_reg=torch.from_numpy(np.asarray(index.is_reg)[records]),
+            names=tuple(index.names[record] for record in records),
+            epoch=epoch,
             position=request.position,
             closes_update=request.closes_update,
             loss_scale=request.loss_scale,
         )
 
-    def _draw_caption(self, epoch: int, record: int, key: str) -> str:
-        changes = self._index.folders[int(self._index.subset[record])].caption_changes
-        return change_caption(self._index.caption(record), changes, generator(self._seed, epoch, key, "caption"))
+    def _pictures(self, uses: Sequence[_Use], epoch: int) -> _Pictures:
+        choices = [self._views.choose(use.record, epoch, use.key) for use in uses]
+        looks = list(zip(uses, choices, strict=True))
+        if self._store is not None:
+            found = [self._store.get(use.record, choice) for use, choice in looks]
+            latents = [self._draw_latents(entry, use, epoch) for entry, use in zip(found, uses, strict=True)]
+            return _Pictures(torch.stack(latents), None, None, _stack_masks([entry.mask for entry in found]))
+        seen = [
+            self._views.read(use.record, self._views.of_use(use.record, choice, epoch, use.key))
+            for use, choice in looks
+        ]
+        noise = [self._draw_latent_noise(use, choice, epoch) for use, choice in looks]
+        masks = _stack_masks([look.mask for look in seen])
+        return _Pictures(None, torch.stack([look.pixels for look in seen]), torch.stack(noise), masks)
 
-    def _draw_timestep(self, epoch: int, key: str) -> int:
-        return int(generator(self._seed, epoch, key, "timestep").integers(0, self._num_timesteps))
+    def _draw_latents(self, entry: Encoded, use: _Use, epoch: int) -> Tensor:
+        """Latents (4, h, w) of one use."""
+        if not self._drawing.redraws_latents:
+            return entry.latents
+        mean, deviation = entry.latents.chunk(2)
+        return mean + deviation * self._views.new_latent_noise(use.record, epoch, use.key)
+
+    def _draw_latent_noise(self, use: _Use, choice: Choice, epoch: int) -> Tensor:
+        if self._drawing.redraws_latents:
+            return self._views.new_latent_noise(use.record, epoch, use.key)
+        return self._views.latent_noise(use.record, choice)
+
+    def _draw_timestep(self, use: _Use, epoch: int) -> int:
+        draws = generator(self._drawing.seed, epoch, use.key, "timestep")
+        return int(draws.integers(0, self._drawing.num_timesteps))
 
 
-def read_picture(index: ImageIndex, placements: Placements, record: int) -> Tensor:
-    """The training pixels of one picture, (3, H, W) float32 from -1 to 1; raises UserError naming a broken file."""
-    pixels = load_pixels(index.path(record), placements.resized_size(record), placements.crop_box(record))
-    return to_tensor(pixels)
+class _Use(NamedTuple):
+    """One use of a picture; `key` names it within its epoch."""
+
+    record: int
+    key: str
 
 
-def draw_latent_noise(index: ImageIndex, placements: Placements, record: int, seed: int) -> Tensor:
-    """The VAE's own draw for one picture, (4, h, w): the same in every epoch, so that caching changes nothing."""
-    return _normal(generator(seed, NO_EPOCH, index.key(record), "latent"), placements.bucket_size(record))
+class _Pictures(NamedTuple):
+    """The fields of a `Batch` that pictures give."""
+
+    latents: Tensor | None
+    pixels: Tensor | None
+    latent_noise: Tensor | None
+    masks: Tensor | None
 
 
-def _normal(draws: np.random.Generator, size: Size) -> Tensor:
-    shape = (LATENT_CHANNELS, size.height // PIXELS_PER_LATENT, size.width // PIXELS_PER_LATENT)
-    return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
+def _stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Masks of a batch, (B, 1, h, w); pictures without one count fully. None where no picture has one."""
+    shape = next((mask.shape for mask in masks if mask is not None), None)
+    if shape is None:
+        return None
+    return torch.stack([torch.ones(shape) if mask is None else mask for mask in masks])
 
 
 class Loader(Generic[ItemT]):

@@ -26,6 +26,11 @@ def folder_name(subset: SubsetConfig) -> str:
     return subset.image_dir.absolute().name
 
 
+def as_written(repeats: float) -> float:
+    """Repeats as readers know them: a whole number, unless they have a fraction."""
+    return int(repeats) if repeats == int(repeats) else repeats
+
+
 def tag_frequency(index: ImageIndex) -> dict[str, dict[str, int]]:
     """`ss_tag_frequency`: folder name -> tag -> how often captions hold it; the 5,000 most frequent of each folder.
 
@@ -34,7 +39,9 @@ def tag_frequency(index: ImageIndex) -> dict[str, dict[str, int]]:
     counters: dict[str, Counter[str]] = {folder_name(subset): Counter() for subset in index.folders}
     names = [folder_name(subset) for subset in index.folders]
     for record in range(len(index)):
-        counters[names[index.subset[record]]].update(split_tags(index.caption(record).lower()))
+        subset = int(index.subset[record])
+        separator = index.folders[subset].caption_changes.separator
+        counters[names[subset]].update(split_tags(index.caption(record).lower(), separator))
     for name, counter in counters.items():
         if len(counter) > MAX_TAGS_PER_FOLDER:
             _log.info(
@@ -50,31 +57,31 @@ def bucket_info(index: ImageIndex, placements: Placements) -> dict[str, Any]:
     errors = np.abs(sizes[:, 0] / sizes[:, 1] - index.width / index.height)
     return {
         "buckets": {
-            str(number): {"resolution": [size.width, size.height], "count": int(uses[number])}
+            str(number): {"resolution": [size.width, size.height], "count": round(float(uses[number]))}
             for number, size in enumerate(placements.buckets)
         },
         "mean_img_ar_error": float(errors.mean()),
     }
 
 
-def dataset_dirs(index: ImageIndex) -> dict[str, dict[str, int]]:
+def dataset_dirs(index: ImageIndex) -> dict[str, dict[str, float]]:
     """`ss_dataset_dirs`: folder name -> repeats and number of pictures, of the training folders."""
     return _folders_of(index, is_reg=False)
 
 
-def reg_dataset_dirs(index: ImageIndex) -> dict[str, dict[str, int]]:
+def reg_dataset_dirs(index: ImageIndex) -> dict[str, dict[str, float]]:
     """`ss_reg_dataset_dirs`: the same of the regularisation folders."""
     return _folders_of(index, is_reg=True)
 
 
-def _folders_of(index: ImageIndex, is_reg: bool) -> dict[str, dict[str, int]]:
+def _folders_of(index: ImageIndex, is_reg: bool) -> dict[str, dict[str, float]]:
     counts = np.bincount(index.subset, minlength=len(index.folders))
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     for number, subset in enumerate(index.folders):
         if subset.is_reg == is_reg:
             name, copies = folder_name(subset), 1
             while name in found:  # two folders of one name must not hide each other
                 copies += 1
                 name = f"{folder_name(subset)} ({copies})"
-            found[name] = {"n_repeats": subset.num_repeats, "img_count": int(counts[number])}
+            found[name] = {"n_repeats": as_written(subset.num_repeats), "img_count": int(counts[number])}
     return found

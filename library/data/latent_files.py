@@ -1,56 +1,38 @@
 """Latents in `.npz` files: the fields that others read, and a fingerprint that says what they were made of.
 
-Layout (that of the field's public tools): `latents` (4, h, w) float32, unscaled; `original_size` [w, h] of the picture
-as seen; `crop_ltrb`, the part of the scaled picture that is trained. Our own field `sd_atelier_fingerprint` is JSON
-text; other programs pass over it. Files are never unpickled.
+Layout (that of the field's public tools): `latents` (4, h, w) float32, unscaled; `latents_flipped`, those of the
+mirrored picture; `alpha_mask` (h, w) float32, the opacity of each cell; `original_size` [w, h] of the picture as seen;
+`crop_ltrb`, the part of the scaled picture that is trained. Our own fields are passed over by other programs:
+`sd_atelier_fingerprint` is JSON text, and where distributions are kept, `latents` is the mean and
+`sd_atelier_deviation` the standard deviation, both (4, h, w).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import struct
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.core.atomic_io import write_whole
 from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
+from library.data.foreign_latents import SHARED_FIELDS, has_foreign_latents, read_foreign
+from library.data.npz_files import LARGEST, Arrays, Content, first_name, may_be_torn, read_arrays, write_arrays
 
-FORMAT = 1  # of the fingerprint; to be raised when pixels are made from pictures in another way
+FORMAT = 2  # of the fingerprint; to be raised when pixels are made from pictures in another way
 FINGERPRINT = "sd_atelier_fingerprint"
 DIGEST_BYTES = 16
 
-_LATENTS, _OLDER_LATENTS = "latents", "arr_0"
-_SHARED_FIELDS = frozenset({_LATENTS, "original_size", "crop_ltrb", "latents_flipped", "alpha_mask"})
-_LARGEST = 1 << 28  # bytes; the latents of 8192 x 8192 pixels take 16 MiB
+_LATENTS, _DEVIATION, _MASK = "latents", "sd_atelier_deviation", "alpha_mask"
+_FLIPPED = "_flipped"
 _READ_AT_ONCE = 1 << 20
-
-_ZIP_MEMBER = b"PK\x03\x04"
-_NAME_LENGTH_AT, _NAME_AT = 26, 30  # in a zip member's header
-_HEAD = 128  # bytes that show the name of a zip file's first member
-# What zipfile and NumPy raise on damaged content.
-_CONTENT_ERRORS = (
-    ValueError,
-    KeyError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
 class State(IntEnum):
@@ -66,15 +48,27 @@ class State(IntEnum):
     FORMAT = 7
     FOREIGN = 8
     DAMAGED = 9
+    COLOUR = 10
+    PRECISION = 11
+    DRAW = 12
+    MIRRORED = 13
+    MASK = 14
+    TRUSTED = 15
 
 
+USABLE = frozenset({State.FITS, State.TRUSTED})
 REASONS: Mapping[State, str] = {
     State.MISSING: "not there yet",
     State.PICTURE: "picture changed",
     State.VAE: "other VAE",
     State.SIZE: "other size or crop",
+    State.COLOUR: "other colours",
+    State.PRECISION: "other precision or batch size of the VAE",
+    State.DRAW: "a single draw where distributions are wanted, or the other way round",
     State.SEED: "other seed",
     State.PLACE: "other name or place in the dataset",
+    State.MIRRORED: "without the mirrored picture",
+    State.MASK: "without the picture's mask",
     State.FORMAT: "written by another version",
     State.FOREIGN: "written by another program, with unknown VAE",
     State.DAMAGED: "file damaged",
@@ -90,43 +84,77 @@ class Fingerprint:
         vae: digest of the weights that encode.
         resized: size that the picture is scaled to; `crop`: left, top, right, bottom of what is cut out of it.
         seed: the run's seed, and `draw` the picture's name in random draws: latents are one draw of many from the VAE.
+            None for distributions, from which each use draws.
+        colour: turn of the hue and gamma, see `augment.ColourShift`.
+        precision: number format of the VAE's work, `vae_batch` how many pictures it encoded together.
+        has_mask: the picture's transparency was looked at. An entry may hold it where it is not asked for.
     """
 
     picture: str
     vae: str
     resized: tuple[int, int]
     crop: tuple[int, int, int, int]
-    seed: int
-    draw: str
+    seed: int | None
+    draw: str | None
+    colour: tuple[int, float] = (0, 1.0)
+    precision: str = "float"
+    vae_batch: int = 1
+    has_mask: bool = False
     format: int = FORMAT
+
+    @property
+    def is_distribution(self) -> bool:
+        return self.draw is None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one array of latents."""
+        left, top, right, bottom = self.crop
+        return LATENT_CHANNELS, (bottom - top) // PIXELS_PER_LATENT, (right - left) // PIXELS_PER_LATENT
 
     def compare(self, stored: Mapping[str, Any]) -> State:
         """What differs first in the fingerprint of a file."""
         own: dict[str, Any] = json.loads(self.as_text())
         if stored.get("format") != FORMAT:
             return State.FORMAT
+        if (stored.get("draw") is None) != self.is_distribution:
+            return State.DRAW
         parts = (
             (State.PICTURE, ("picture",)),
             (State.VAE, ("vae",)),
             (State.SIZE, ("resized", "crop")),
+            (State.COLOUR, ("colour",)),
+            (State.PRECISION, ("precision", "vae_batch")),
             (State.SEED, ("seed",)),
             (State.PLACE, ("draw",)),
         )
-        return next(
-            (state for state, keys in parts if any(stored.get(key) != own[key] for key in keys)),
-            State.FITS,
-        )
+        for state, keys in parts:
+            if any(stored.get(key) != own[key] for key in keys):
+                return state
+        return State.MASK if self.has_mask and not stored.get("has_mask") else State.FITS
 
     def as_text(self) -> str:
         return json.dumps(asdict(self))  # ASCII: names of files may be any bytes
 
 
+class Look(NamedTuple):
+    """A picture encoded, plain or mirrored.
+
+    Attributes:
+        latents: (4, h, w) float32; or (8, h, w), mean and deviation.
+        mask: (h, w) float32, or None where the whole picture counts.
+    """
+
+    latents: NDArray[np.float32]
+    mask: NDArray[np.float32] | None = None
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What a cache file holds. `latents` are there only where `state` is `FITS`."""
+    """What a cache file holds. `looks` are there only where `state` is one of `USABLE`."""
 
     state: State
-    latents: NDArray[np.float32] | None = None  # (4, h, w)
+    looks: tuple[Look, ...] = ()
 
 
 def picture_digest(path: Path) -> str:
@@ -148,52 +176,73 @@ def picture_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_entry(path: Path, latents: NDArray[np.float32], original_size: Size, fingerprint: Fingerprint) -> None:
-    """Writes the latents (4, h, w) of one picture, whole or not at all.
+def write_entry(path: Path, looks: Sequence[Look], original_size: Size, fingerprint: Fingerprint) -> None:
+    """Writes the latents of one picture, whole or not at all.
+
+    Args:
+        path: the file.
+        looks: the plain picture, and where it is wanted the mirrored one.
+        original_size: of the picture as seen.
+        fingerprint: what they were made of.
 
     Raises:
         UserError: when the file cannot be written (no room, no right); it is named, and nothing is left of it.
     """
-    fields: dict[str, Any] = {
-        FINGERPRINT: np.array(fingerprint.as_text()),  # first: the first bytes of the file tell that it is ours
-        _LATENTS: latents,
-        "original_size": np.array(original_size, dtype=np.int64),
-        "crop_ltrb": np.array(fingerprint.crop, dtype=np.int64),
-    }
+    # the fingerprint comes first: the first bytes of the file tell that it is ours
+    fields: dict[str, Any] = {FINGERPRINT: np.array(fingerprint.as_text())}
+    for look, addition in zip(looks, ("", _FLIPPED), strict=False):
+        fields[f"{_LATENTS}{addition}"] = look.latents[:LATENT_CHANNELS]
+        if fingerprint.is_distribution:
+            fields[f"{_DEVIATION}{addition}"] = look.latents[LATENT_CHANNELS:]
+    fields["original_size"] = np.array(original_size, dtype=np.int64)
+    fields["crop_ltrb"] = np.array(fingerprint.crop, dtype=np.int64)
+    if looks[0].mask is not None:
+        fields[_MASK] = looks[0].mask
+    sides = (False, True)[: len(looks)]
     try:
-        write_whole(path, lambda temporary: np.savez(temporary, **fields), lambda t: _check(t, fingerprint))
+        write_arrays(path, fields, lambda temporary: _check(temporary, fingerprint, sides))
     except OSError as error:
         what = f"the latents cannot be written: {error.strerror or error}"
         fix = "make room or give the right to write there, or use --cache_latents, which keeps them in memory"
         raise UserError.of(what, str(path), fix) from error
 
 
-def read_entry(path: Path, expected: Fingerprint) -> Entry:
+def read_entry(
+    path: Path, expected: Fingerprint, sides: Sequence[bool] = (False,), trusts_foreign: bool = False
+) -> Entry:
     """The latents of a file if they are those that are expected, or why they are not.
+
+    Args:
+        path: the file; no more of it is read than is needed.
+        expected: what the latents must have been made of.
+        sides: which looks are wanted, False for the plain and True for the mirrored one.
+        trusts_foreign: take latents of other programs, if they have the right shape.
 
     Raises:
         UserError: when a file of that name is plainly no cache of latents, or cannot be read; it must not be replaced.
     """
-    content = _read_content(path)
+    content = _read(path, expected, sides)
     if content is None:
         return Entry(State.MISSING)
-    fields = _read_fields(content)
-    if fields is None:
-        if not _may_be_torn(content):
-            raise _not_ours(path)
+    if content.is_damaged:
         return Entry(State.DAMAGED)
-    if FINGERPRINT not in fields:
-        if not _is_cache_of_others(fields):
-            raise _not_ours(path)
+    if FINGERPRINT not in content.names:
+        if trusts_foreign and not expected.is_distribution:
+            found = read_foreign(path, content.arrays, expected.shape, sides, expected.has_mask)
+            if found is not None:
+                return Entry(State.TRUSTED, tuple(Look(*look) for look in found))
         return Entry(State.FOREIGN)
-    stored = _parse(fields[FINGERPRINT])
+    stored = _parse(content.arrays[FINGERPRINT])
     if stored is None:
         return Entry(State.DAMAGED)
     state = expected.compare(stored)
     if state is not State.FITS:
         return Entry(state)
-    latents = fields.get(_LATENTS)
-    return Entry(State.FITS, latents) if _is_whole(latents, expected) else Entry(State.DAMAGED)
+    if True in sides and f"{_LATENTS}{_FLIPPED}" not in content.names:
+        return Entry(State.MIRRORED)
+    looks = [_look(content.arrays, expected, flipped) for flipped in sides]
+    whole = tuple(look for look in looks if look is not None)
+    return Entry(State.FITS, whole) if len(whole) == len(looks) else Entry(State.DAMAGED)
 
 
 def refuse_unknown(path: Path) -> None:
@@ -203,68 +252,59 @@ def refuse_unknown(path: Path) -> None:
         UserError: when it is plainly no cache of latents, or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
+        if first_name(path) == FINGERPRINT:
+            return
     except OSError as error:
         raise _unreadable(path, error) from error
-    if _first_member(head) != FINGERPRINT:
-        nothing = Fingerprint("", "", (0, 0), (0, 0, 0, 0), 0, "")
-        read_entry(path, nothing)
+    read_entry(path, Fingerprint("", "", (0, 0), (0, 0, 0, 0), 0, ""))
 
 
-def _check(path: Path, fingerprint: Fingerprint) -> None:
-    if read_entry(path, fingerprint).state is not State.FITS:
+def _check(path: Path, fingerprint: Fingerprint, sides: Sequence[bool]) -> None:
+    if read_entry(path, fingerprint, sides).state is not State.FITS:
         raise OSError(f"{path.name} does not hold what was written")
 
 
-def _read_content(path: Path) -> bytes | None:
+def _read(path: Path, expected: Fingerprint, sides: Sequence[bool]) -> Content | None:
+    """The arrays that matter; None where no file is."""
+
+    def choose(names: frozenset[str]) -> frozenset[str]:
+        return names & _needed(expected, sides) if FINGERPRINT in names else names
+
     try:
-        if path.is_file() and path.stat().st_size > _LARGEST:
+        if path.is_file() and path.stat().st_size > LARGEST:
             raise _not_ours(path)
-        return path.read_bytes()
+        content = read_arrays(path, choose)
+        if content.is_damaged and not may_be_torn(path, {FINGERPRINT, *SHARED_FIELDS}):
+            raise _not_ours(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not content.is_damaged and FINGERPRINT not in content.names and not has_foreign_latents(content.arrays):
+        raise _not_ours(path)
+    return content
 
 
-def _read_fields(content: bytes) -> dict[str, NDArray[Any]] | None:
-    """Every array of an archive, checked against its checksums; None when it is damaged or no archive."""
-    if not content.startswith(_ZIP_MEMBER):
-        return None  # NumPy would go on to try other kinds of files
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
-                return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except _CONTENT_ERRORS:
+def _needed(expected: Fingerprint, sides: Sequence[bool]) -> frozenset[str]:
+    additions = [_FLIPPED if flipped else "" for flipped in sides]
+    names = {FINGERPRINT, *(f"{_LATENTS}{addition}" for addition in additions)}
+    if expected.is_distribution:
+        names |= {f"{_DEVIATION}{addition}" for addition in additions}
+    return frozenset(names | {_MASK} if expected.has_mask else names)
+
+
+def _look(arrays: Arrays, expected: Fingerprint, flipped: bool) -> Look | None:
+    """One look; None where it is not what it should be."""
+    addition = _FLIPPED if flipped else ""
+    parts = [arrays.get(f"{_LATENTS}{addition}")]
+    if expected.is_distribution:
+        parts.append(arrays.get(f"{_DEVIATION}{addition}"))
+    whole = [part for part in parts if part is not None and _is_whole(part, expected.shape)]
+    mask = arrays.get(_MASK)
+    if len(whole) < len(parts) or (mask is not None and not _is_whole(mask, expected.shape[1:])):
         return None
-
-
-def _may_be_torn(content: bytes) -> bool:
-    """Was this a cache before it was damaged? Its beginning says so; after a power failure it may be empty or zeros."""
-    if (_ZIP_MEMBER.startswith(content[:4]) and len(content) < _HEAD) or not content.strip(b"\0"):
-        return True
-    known = {FINGERPRINT, _OLDER_LATENTS, *_SHARED_FIELDS}
-    return _first_member(content[:_HEAD]) in known
-
-
-def _first_member(head: bytes) -> str | None:
-    """The array that an `.npz` file begins with, from the header of its first member."""
-    if not head.startswith(_ZIP_MEMBER) or len(head) < _NAME_AT:
-        return None
-    (length,) = struct.unpack_from("<H", head, _NAME_LENGTH_AT)
-    return head[_NAME_AT : _NAME_AT + length].decode("ascii", "replace").removesuffix(".npy")
-
-
-def _is_cache_of_others(fields: Mapping[str, NDArray[Any]]) -> bool:
-    """`arr_0` is what NumPy calls any array without a name, so the shape has to speak as well."""
-    names = set(fields)
-    if names != {_OLDER_LATENTS} and not (_LATENTS in names and names <= _SHARED_FIELDS):
-        return False
-    latents = fields[_LATENTS if _LATENTS in names else _OLDER_LATENTS]
-    return latents.ndim == 3 and latents.shape[0] == LATENT_CHANNELS and latents.dtype.kind == "f"
+    latents = np.concatenate(whole) if len(whole) > 1 else whole[0]
+    return Look(latents, mask if mask is None or not flipped else np.ascontiguousarray(mask[:, ::-1]))
 
 
 def _parse(text: NDArray[Any]) -> Mapping[str, Any] | None:
@@ -275,12 +315,8 @@ def _parse(text: NDArray[Any]) -> Mapping[str, Any] | None:
     return stored if isinstance(stored, dict) else None
 
 
-def _is_whole(latents: NDArray[Any] | None, expected: Fingerprint) -> bool:
-    left, top, right, bottom = expected.crop
-    shape = (LATENT_CHANNELS, (bottom - top) // PIXELS_PER_LATENT, (right - left) // PIXELS_PER_LATENT)
-    if latents is None or latents.dtype != np.float32 or latents.shape != shape:
-        return False
-    return bool(np.isfinite(latents).all())
+def _is_whole(array: NDArray[Any], shape: tuple[int, ...]) -> bool:
+    return array.dtype == np.float32 and array.shape == shape and bool(np.isfinite(array).all())
 
 
 def _not_ours(path: Path) -> UserError:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from library.core.errors import Problem, Problems, UserError
 from library.core.wording import some_of
+from library.data.captions import split_lines
 from library.data.images import list_images
 
 TEXT_KEYS = (
@@ -247,8 +248,14 @@ def _shown(value: Any) -> str:
 
 
 def _joined(entry: Mapping[str, str]) -> str | None:
-    texts = [entry.get(key, "").strip() for key in TEXT_KEYS]
-    return JOINT.join(text for text in texts if text) or None
+    """Caption and tags; of a caption of several lines, each has the tags behind it."""
+    captions, tags = (_lines(entry.get(key, "")) for key in TEXT_KEYS)
+    return "\n".join(JOINT.join([line, *tags]) for line in captions) or JOINT.join(tags) or None
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text that hold more than blanks, without blanks around them."""
+    return [line.strip() for line in split_lines(text) if line.strip()]
 
 
 def _report_missing(missing: Sequence[str], total: int, path: Path, image_dir: Path | None) -> list[Problem]:

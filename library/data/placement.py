@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from library.core.sizes import Size
 from library.data.buckets import place_columns
+from library.data.columns import SharedColumns
 from library.data.index import ImageIndex
 
 
 @dataclass(frozen=True)
-class Placements:
+class Placements(SharedColumns):
     """Row = record number. `bucket` counts through `buckets`, which holds only the used shapes, dataset by dataset."""
 
     buckets: tuple[Size, ...]  # pixels

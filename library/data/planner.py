@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from library.core.randomness import NO_EPOCH, generator
+from library.core.randomness import generator
 from library.data.index import ImageIndex
 from library.data.placement import Placements
-
-IntColumn = NDArray[np.int64]
+from library.data.uses import DatasetUses, IntColumn, Samples, join
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class BatchRequest:
         repeats: which use of that picture within the epoch this is, so that each use has its own random draws.
         closes_update: an optimizer step follows on this micro-batch.
         loss_scale: factor of its loss; 0 for a copy that only keeps processes in step.
+        step: number of the update, from 0, that it belongs to.
     """
 
     epoch: int
@@ -41,23 +40,23 @@ class BatchRequest:
     repeats: tuple[int, ...]
     closes_update: bool
     loss_scale: float
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Uses of pictures: record numbers, and which use within the epoch each one is."""
-
-    records: IntColumn
-    repeats: IntColumn
+    step: int = 0
 
 
 class EpochPlan(Sequence[BatchRequest]):
     """The requests of one epoch for all processes, made when asked for: a million of them need no objects before."""
 
     def __init__(
-        self, epoch: int, samples: _Samples, batch_ends: IntColumn, accumulation: int, process_count: int
+        self,
+        epoch: int,
+        first_step: int,
+        samples: Samples,
+        batch_ends: IntColumn,
+        accumulation: int,
+        process_count: int,
     ) -> None:
         self._epoch = epoch
+        self._first_step = first_step
         self._samples = samples
         self._ends = batch_ends
         self._accumulation = accumulation
@@ -94,6 +93,7 @@ class EpochPlan(Sequence[BatchRequest]):
             repeats=tuple(self._samples.repeats[start:end].tolist()),
             closes_update=(round_number + 1) % self._accumulation == 0 or round_number + 1 == self._rounds,
             loss_scale=group_size / real_in_group if position < real_batches else 0.0,
+            step=self._first_step + position // group_size,
         )
 
 
@@ -123,12 +123,11 @@ class Planner:
         self._seed = seed
         self.accumulation = accumulation
         self.process_count = process_count
-        self._training = [_uses(index, (index.dataset == d) & ~index.is_reg) for d in range(len(index.datasets))]
-        self._reg = [_shuffled_reg_uses(index, d, seed) for d in range(len(index.datasets))]
+        self._uses = [DatasetUses(index, number, seed) for number in range(len(index.datasets))]
 
     @property
     def batches_per_epoch(self) -> int:
-        """Micro-batches of epoch 0 over all processes; others can differ by a few where regularisation rotates."""
+        """Micro-batches of epoch 0 over all processes; others can differ by a few where pictures take turns."""
         return self.batches_in_epoch(0)
 
     @property
@@ -138,7 +137,7 @@ class Planner:
 
     def batches_in_epoch(self, epoch: int) -> int:
         """Micro-batches over all processes, without the copies that fill up the last round."""
-        counts = np.bincount(self._placements.bucket[self._epoch_samples(epoch).records])
+        counts = np.bincount(self._placements.bucket[self.epoch_samples(epoch).records])
         return sum(-(-int(count) // self._batch_size(bucket)) for bucket, count in enumerate(counts))
 
     def updates_in_epoch(self, epoch: int) -> int:
@@ -146,23 +145,23 @@ class Planner:
 
     def updates_in_epochs(self, epochs: int) -> int:
         """Updates of the first `epochs` epochs together."""
-        if not any(len(reg.records) for reg in self._reg):
+        if all(uses.is_same_every_epoch for uses in self._uses):
             return epochs * self.updates_in_epoch(0)
         return sum(self.updates_in_epoch(epoch) for epoch in range(epochs))
 
     def reg_uses_per_epoch(self, dataset: int) -> tuple[int, int]:
-        """How many regularisation uses an epoch of a dataset has, and how many there are (pictures x repeats)."""
-        available = len(self._reg[dataset].records)
-        return (len(self._training[dataset].records) if available else 0), available
+        """How many regularisation uses epoch 0 of a dataset has, and how many there are (pictures x repeats)."""
+        uses = self._uses[dataset]
+        return (uses.training_uses_before(1) if uses.reg_uses else 0), uses.reg_uses
 
-    def epoch_plan(self, epoch: int) -> EpochPlan:
-        """All micro-batches of an epoch, for all processes, in the order of training.
+    def epoch_plan(self, epoch: int, first_step: int = 0) -> EpochPlan:
+        """All micro-batches of an epoch, for all processes, in the order of training; `first_step` is its first update.
 
         Uses are shuffled within their bucket and cut into batches; then the buckets' batches are mixed without changing
         the order within a bucket. So the shuffle depends neither on the batch size nor on the process count, and with
         one bucket two batches of 1 hold the same pictures as one batch of 2.
         """
-        samples = self._epoch_samples(epoch)
+        samples = self.epoch_samples(epoch)
         bucket_of_use = self._placements.bucket[samples.records]
         by_bucket = np.argsort(bucket_of_use, kind="stable")
         counts = np.bincount(bucket_of_use, minlength=len(self._placements.buckets))
@@ -172,8 +171,8 @@ class Planner:
             for bucket, count in enumerate(counts)
         ]
         order, ends = self._mix(epoch, shuffled)
-        arranged = _Samples(samples.records[order], samples.repeats[order])
-        return EpochPlan(epoch, arranged, ends, self.accumulation, self.process_count)
+        arranged = Samples(samples.records[order], samples.repeats[order])
+        return EpochPlan(epoch, first_step, arranged, ends, self.accumulation, self.process_count)
 
     def _mix(self, epoch: int, shuffled: Sequence[IntColumn]) -> tuple[IntColumn, IntColumn]:
         """Mixes the batches of all buckets; returns all uses in batch order and the end of each batch among them."""
@@ -197,19 +196,9 @@ class Planner:
     def _batch_size(self, bucket: int) -> int:
         return self._batch_sizes[self._placements.bucket_dataset[bucket]]
 
-    def _epoch_samples(self, epoch: int) -> _Samples:
-        """Every use of an epoch: the training pictures, and as many regularisation pictures in each dataset.
-
-        Regularisation uses come from a fixed list that goes on where the epoch before stopped, so all have their turn.
-        """
-        parts = []
-        for training, reg in zip(self._training, self._reg, strict=True):
-            parts.append(training)
-            count, available = len(training.records), len(reg.records)
-            if available:
-                records = reg.records[(epoch * count + np.arange(count)) % available]
-                parts.append(_Samples(records, _occurrences(records)))
-        return _Samples(np.concatenate([p.records for p in parts]), np.concatenate([p.repeats for p in parts]))
+    def epoch_samples(self, epoch: int) -> Samples:
+        """Every use of an epoch, in no particular order."""
+        return join([uses.in_epoch(epoch) for uses in self._uses])
 
 
 class RequestStream:
@@ -233,7 +222,7 @@ class RequestStream:
         epoch, skipped = self._start
         done = self._planner.updates_in_epochs(epoch) + skipped
         while done < self._total_updates:
-            plan = self._planner.epoch_plan(epoch)
+            plan = self._planner.epoch_plan(epoch, done - skipped)
             group_size = self._planner.accumulation * self._planner.process_count
             first = skipped * group_size + self._process_index
             for position in range(first, len(plan), self._planner.process_count):
@@ -250,31 +239,3 @@ def _batch_lengths(uses: int, batch_size: int) -> IntColumn:
     lengths = np.full(-(-uses // batch_size), batch_size, dtype=np.int64)
     lengths[-1:] -= len(lengths) * batch_size - uses
     return lengths
-
-
-def _uses(index: ImageIndex, chosen: NDArray[np.bool_]) -> _Samples:
-    """Each chosen picture as often as its repeats say, first uses first."""
-    rows = np.flatnonzero(chosen)
-    records = np.repeat(rows, index.repeats[rows])
-    repeats = _occurrences(records)
-    order = np.argsort(repeats, kind="stable")
-    return _Samples(records[order].astype(np.int64), repeats[order])
-
-
-def _shuffled_reg_uses(index: ImageIndex, dataset: int, seed: int) -> _Samples:
-    """The fixed list of regularisation uses: every picture once, then the second uses, and so on; folders mixed."""
-    uses = _uses(index, (index.dataset == dataset) & index.is_reg)
-    shuffle = generator(seed, NO_EPOCH, f"{dataset}", "order").permutation(len(uses.records))
-    shuffle = shuffle[np.argsort(uses.repeats[shuffle], kind="stable")]
-    return _Samples(uses.records[shuffle], uses.repeats[shuffle])
-
-
-def _occurrences(records: IntColumn) -> IntColumn:
-    """For each entry how many equal ones stand before it."""
-    order = np.argsort(records, kind="stable")
-    in_order = records[order]
-    is_first = np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(records)]
-    first_of_run = np.maximum.accumulate(np.where(is_first, np.arange(len(records)), 0))
-    occurrences = np.empty(len(records), dtype=np.int64)
-    occurrences[order] = np.arange(len(records)) - first_of_run
-    return occurrences

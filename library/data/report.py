@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from library.core.wording import some_of
 from library.data.caption_changes import CaptionChanges
-from library.data.config import DatasetConfig
+from library.data.concerns import counted, dataset_warnings, first_names
+from library.data.config import DatasetConfig, SubsetConfig
 from library.data.facts import folder_name
 from library.data.index import CaptionSource, ImageIndex
 from library.data.placement import Placements
 from library.data.planner import Planner
 
-_NAMES_TOLD = 3
 _BUCKETS_PER_LINE = 6
 _SOURCE_WORDS = (
     (CaptionSource.FILE, "from files"),
@@ -36,10 +35,19 @@ def describe_dataset(index: ImageIndex, placements: Placements, planner: Planner
         lines += _caption_lines(index, index.dataset == number)
         if dataset.bucketing is not None:
             lines += _bucket_lines(placements, number)
-        lines += _upscale_lines(index, placements, index.dataset == number)
+        lines += [f"  warning: {text}" for text in dataset_warnings(index, placements, planner, number)]
         first_subset += len(dataset.subsets)
-    lines.append(f"an epoch: {planner.batches_per_epoch} batches, {planner.updates_per_epoch} updates")
+    lines.append(_epoch_line(index, planner))
     return lines
+
+
+def _epoch_line(index: ImageIndex, planner: Planner) -> str:
+    is_reg = np.asarray(index.is_reg)[planner.epoch_samples(0).records]
+    regularisation = int(np.count_nonzero(is_reg))
+    uses = counted(len(is_reg) - regularisation, "training use")
+    if np.asarray(index.is_reg).any():
+        uses += f", {counted(regularisation, 'regularisation use')}"
+    return f"an epoch: {uses}, {planner.batches_per_epoch} batches, {planner.updates_per_epoch} updates"
 
 
 def _describe_shape(dataset: DatasetConfig) -> str:
@@ -60,8 +68,9 @@ def _folder_lines(index: ImageIndex, dataset: DatasetConfig, first_subset: int) 
         count = np.count_nonzero(index.subset == number)
         kind = ", regularisation" if subset.is_reg else ""
         tokens = f', class tokens "{subset.class_tokens}"' if subset.class_tokens else ""
-        changes = "".join(f", {words}" for words in _change_words(subset.caption_changes))
-        yield f"  {folder_name(subset)}: {count} pictures x {subset.num_repeats} repeats{tokens}{kind}{changes}"
+        words = [*_change_words(subset.caption_changes), *look_words(subset)]
+        changes = "".join(f", {word}" for word in words)
+        yield f"  {folder_name(subset)}: {count} pictures x {subset.num_repeats:g} repeats{tokens}{kind}{changes}"
 
 
 def _change_words(changes: CaptionChanges) -> Iterator[str]:
@@ -72,8 +81,31 @@ def _change_words(changes: CaptionChanges) -> Iterator[str]:
         yield f"{changes.tag_dropout_rate:.0%} of the tags left out"
     if changes.keep_tokens and (changes.shuffle or changes.tag_dropout_rate):
         yield f"first {changes.keep_tokens} kept"
+    if changes.warmup_step:
+        yield "number of tags grows at the start"
+    if changes.wildcard:
+        yield "wildcards drawn"
     if changes.dropout_rate:
         yield f"{changes.dropout_rate:.0%} of the captions empty"
+    if changes.dropout_every_n_epochs:
+        yield f"all captions empty every {changes.dropout_every_n_epochs} epochs"
+
+
+def look_words(subset: SubsetConfig) -> Iterator[str]:
+    """What is special about how a folder's pictures are seen and how much they count."""
+    looks = subset.augmentations
+    if looks.flip:
+        yield "half of the uses mirrored"
+    if looks.colour:
+        yield "colours shifted"
+    if looks.face_crop_range is not None:
+        yield f"cut around faces at {looks.face_crop_range.low:g} to {looks.face_crop_range.high:g} times their size"
+    if looks.random_crop:
+        yield "random crops"
+    if subset.alpha_mask:
+        yield "loss weighted by transparency"
+    if subset.loss_weight != 1:
+        yield f"loss weight {subset.loss_weight:g}"
 
 
 def _reg_lines(planner: Planner, dataset: int) -> Iterator[str]:
@@ -95,7 +127,7 @@ def _caption_lines(index: ImageIndex, rows: np.ndarray) -> Iterator[str]:
         found = records[index.caption_source[records] == source]
         if len(found):
             # Only the odd ones out are named: where every picture is alike, names say nothing.
-            names = f" ({_first_names(index, found)})" if source in _ODD_SOURCES and len(found) < len(records) else ""
+            names = f" ({first_names(index, found)})" if source in _ODD_SOURCES and len(found) < len(records) else ""
             parts.append(f"{len(found)} {words}{names}")
     yield f"  captions: {', '.join(parts)}"
 
@@ -107,15 +139,3 @@ def _bucket_lines(placements: Placements, dataset: int) -> Iterator[str]:
     for start in range(0, len(cells), _BUCKETS_PER_LINE):
         head = "  buckets (size: pictures)  " if start == 0 else "    "
         yield head + "  ".join(cells[start : start + _BUCKETS_PER_LINE])
-
-
-def _upscale_lines(index: ImageIndex, placements: Placements, rows: np.ndarray) -> Iterator[str]:
-    enlarged = (placements.resized_width > index.width) | (placements.resized_height > index.height)
-    found = np.flatnonzero(enlarged & rows)
-    if len(found):
-        names = _first_names(index, found)
-        yield f"  warning: {len(found)} pictures are smaller than their bucket and get enlarged: {names}"
-
-
-def _first_names(index: ImageIndex, records: np.ndarray) -> str:
-    return some_of([index.names[int(record)] for record in records[:_NAMES_TOLD]], len(records))

@@ -7,7 +7,7 @@ stops at the first bad entry of a list, so each table is checked on its own and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import voluptuous as vol
 
 from library.core.errors import Problems, nearest_name
-from library.core.sizes import Size
+from library.core.sizes import Size, Span
 from library.options.base import convert
-from library.options.checks import at_least, multiple_of, share
+from library.options.checks import above, at_least, multiple_of, not_blank, rising_from, share
 
 Where = Callable[[str, int], str]  # key and how often it stood before -> file and line, or flag
 
@@ -25,11 +25,12 @@ GENERAL, DATASET, SUBSET = "[general]", "[[datasets]]", "[[datasets.subsets]]"
 _STRUCTURE_KEYS = MappingProxyType({"general": GENERAL, "datasets": DATASET, "subsets": SUBSET})
 
 
-def caption_ending(value: str) -> str | None:
-    """A check: the ending of caption files, with its dot."""
-    if len(value) > 1 and value.startswith("."):
-        return None
-    return f"must begin with a dot, such as .txt, got {value!r}"
+def caption_endings(values: Sequence[str]) -> str | None:
+    """A check: endings of caption files, each with its dot and once."""
+    for value in values:
+        if len(value) < 2 or not value.startswith("."):
+            return f"must begin with a dot, such as .txt, got {value!r}"
+    return "must name no ending twice" if len(set(values)) < len(values) else None
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,30 @@ _DATASET_KEYS: Mapping[str, _Key] = MappingProxyType(
 _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
         "class_tokens": _Key(str, "'shs dog'"),
-        "num_repeats": _Key(int, "10", at_least(1)),
+        "num_repeats": _Key(float, "10", above(0)),
         "is_reg": _Key(bool, "true"),
-        "caption_extension": _Key(str, "'.txt'", caption_ending),
+        "loss_weight": _Key(float, "0.5", at_least(0)),
+        "caption_extension": _Key(tuple[str, ...], "'.txt'", caption_endings),
         "allow_missing_captions": _Key(bool, "true"),
+        "caption_separator": _Key(str, "','", not_blank),
         "shuffle_caption": _Key(bool, "true"),
         "keep_tokens": _Key(int, "1", at_least(0)),
+        "keep_tokens_separator": _Key(str, "'|||'", not_blank),
+        "secondary_separator": _Key(str, "';;;'", not_blank),
+        "enable_wildcard": _Key(bool, "true"),
+        "caption_prefix": _Key(str, "'photo of'"),
+        "caption_suffix": _Key(str, "', outdoors'"),
         "caption_tag_dropout_rate": _Key(float, "0.1", share),
         "caption_dropout_rate": _Key(float, "0.05", share),
+        "caption_dropout_every_n_epochs": _Key(int, "10", at_least(0)),
+        "token_warmup_min": _Key(int, "1", at_least(1)),
+        "token_warmup_step": _Key(float, "0.2", at_least(0)),
+        "flip_aug": _Key(bool, "true"),
+        "color_aug": _Key(bool, "true"),
+        "random_crop": _Key(bool, "true"),
+        "face_crop_aug_range": _Key(Span, "[2.0, 4.0]", rising_from(1.0)),
+        "alpha_mask": _Key(bool, "true"),
+        "cache_info": _Key(bool, "true"),
     }
 )
 _SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
@@ -88,6 +105,11 @@ _LEVEL_KEYS: Mapping[str, Mapping[str, _Key]] = MappingProxyType(
         SUBSET: _SUBSET_KEYS,
     }
 )
+
+
+def valid_keys(level: str) -> frozenset[str]:
+    """The keys that a table of `level` may have, of `GENERAL`, `DATASET` and `SUBSET`."""
+    return frozenset(_LEVEL_KEYS[level])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,12 +14,26 @@ from library.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, 
 EncodeTokens = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
+class Captions(NamedTuple):
+    """The captions of a batch.
+
+    Attributes:
+        input_ids: tokens in n chunks (B, n, 77).
+        token_weights: what each token's text state is multiplied by, same shape; None for captions without weights.
+        states: the captions encoded already (B, L, D), or None.
+    """
+
+    input_ids: torch.Tensor
+    token_weights: torch.Tensor | None = None
+    states: torch.Tensor | None = None
+
+
 class Objective(nn.Module):
     """Latents, noise, time and caption to a loss; everything that trains is inside, so engines see one model.
 
     Args:
         unet: predicts from (noisy latents, timesteps, encoder_hidden_states); returns an object with `.sample`.
-        text_encoder: the caption's encoder.
+        text_encoder: the captions' encoder; None where all captions come encoded.
         encode_tokens: (text_encoder, input_ids, token_weights) to encoder_hidden_states (B, L, D).
         trained: further modules that train (a LoRA network), held so that their parameters belong to the objective.
         prediction_type: "epsilon" or "v_prediction".
@@ -31,7 +45,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         unet: nn.Module,
-        text_encoder: nn.Module,
+        text_encoder: nn.Module | None,
         encode_tokens: EncodeTokens,
         trained: nn.Module | None,
         prediction_type: str,
@@ -51,9 +65,9 @@ class Objective(nn.Module):
         latents: torch.Tensor,
         noise: torch.Tensor,
         timesteps: torch.Tensor,
-        input_ids: torch.Tensor,
-        token_weights: torch.Tensor | None,
+        captions: Captions,
         loss_weights: torch.Tensor,
+        masks: torch.Tensor | None,
         train_text_encoder: bool,
     ) -> torch.Tensor:
         """The loss of one batch.
@@ -62,9 +76,9 @@ class Objective(nn.Module):
             latents: unscaled latents (B, 4, h, w).
             noise: standard normal, same shape.
             timesteps: diffusion times (B,), whole numbers below 1000.
-            input_ids: caption tokens in n chunks (B, n, 77).
-            token_weights: what each token's text state is multiplied by, same shape; None for captions without weights.
+            captions: what is in the pictures.
             loss_weights: (B,).
+            masks: weights of the latents' cells (B, 1, h, w); None where all count fully.
             train_text_encoder: whether gradients flow into the text encoder at this step.
 
         Returns:
@@ -75,8 +89,14 @@ class Objective(nn.Module):
         noisy_latents = add_noise(latents, noise, alphas)
         target = velocity(latents, noise, alphas) if self.predicts_velocity else noise
 
-        with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
-            encoder_hidden_states = self._encode_tokens(self.text_encoder, input_ids, token_weights)
+        encoder_hidden_states = self._text_states(captions, train_text_encoder)
         weight_dtype = next(self.unet.parameters()).dtype
         prediction = self.unet(noisy_latents.to(weight_dtype), timesteps, encoder_hidden_states.to(weight_dtype)).sample
-        return weighted_mse(prediction, target, loss_weights)
+        return weighted_mse(prediction, target, loss_weights, masks)
+
+    def _text_states(self, captions: Captions, train_text_encoder: bool) -> torch.Tensor:
+        """What the captions become for the U-Net, (B, L, D)."""
+        if captions.states is not None:
+            return captions.states
+        with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
+            return self._encode_tokens(self.text_encoder, captions.input_ids, captions.token_weights)

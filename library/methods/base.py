@@ -17,8 +17,9 @@ class Method(Protocol):
     """A way to train: which weights learn, how they attach to the models, and how they are kept."""
 
     @property
-    def trained_models(self) -> tuple[str, ...]:
-        """The models whose own weights learn, of "text_encoder" and "unet"; they are held in float32."""
+    def float32_models(self) -> tuple[str, ...]:
+        """The models, of "text_encoder" and "unet", that are held in float32 whatever the precision of the computation:
+        those whose own weights learn, and those that are saved and must not lose digits before that."""
 
     def attach(self, models: StableDiffusion) -> nn.Module | None:
         """Freezes, unfreezes or extends the models; called once. Returns what is trained beside them, if anything."""

@@ -34,7 +34,7 @@ class SavedForm:
 
 
 class FullModel:
-    """The method of train_db.py: the U-Net learns, and the text encoder with it where asked.
+    """The method of train_db.py and fine_tune.py: the U-Net learns, and the text encoder with it where asked.
 
     Args:
         learning_rate: rate of every part.
@@ -51,9 +51,9 @@ class FullModel:
         self._models: StableDiffusion | None = None
 
     @property
-    def trained_models(self) -> tuple[str, ...]:
-        """The U-Net, and the text encoder where it trains."""
-        return ("text_encoder", "unet") if self._trains_text_encoder else ("unet",)
+    def float32_models(self) -> tuple[str, ...]:
+        """Both: a text encoder that does not learn is saved with the model, as exactly as it was loaded."""
+        return ("text_encoder", "unet")
 
     def attach(self, models: StableDiffusion) -> None:
         """Lets the weights learn."""
@@ -98,8 +98,10 @@ class FullModel:
             raise UserError.of(what, str(path), fix) from None
 
     def _parts(self) -> dict[str, nn.Module]:
+        """What learns, by name."""
         models = self._attached()
-        return {name: getattr(models, name) for name in self.trained_models}
+        names = ("text_encoder", "unet") if self._trains_text_encoder else ("unet",)
+        return {name: getattr(models, name) for name in names}
 
     def _attached(self) -> StableDiffusion:
         if self._models is None:

@@ -91,7 +91,7 @@ class Network:
         self._start_batch: Callable[[int], None] | None = None
 
     @property
-    def trained_models(self) -> tuple[str, ...]:
+    def float32_models(self) -> tuple[str, ...]:
         """None: the network learns beside frozen models."""
         return ()
 

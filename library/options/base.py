@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
-from library.core.sizes import Size
+from library.core.sizes import Size, Span
 
 Check = Callable[[Any], str | None]
 
@@ -89,6 +89,8 @@ def convert(value: Any, kind: Any) -> Any:
         return _to_float(value)
     if kind is Size:
         return _to_size(value)
+    if kind is Span:
+        return _to_span(value)
     if kind == tuple[str, ...]:
         return _to_texts(value)
     if kind is str:
@@ -139,6 +141,17 @@ def _to_size(value: Any) -> Size:
     if not whole or len(parts) not in (1, 2):
         raise ValueError(f"one number, or width and height (512 or 512,768), is expected, got {_show(value)}")
     return Size(parts[0], parts[-1])
+
+
+def _to_span(value: Any) -> Span:
+    """ "2,4", [2, 4]: the lower and the upper end."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, str):
+        parts = [text_to_value(part.strip(), float) for part in value.split(",")]
+    numbers = all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in parts)
+    if not numbers or len(parts) != 2:
+        raise ValueError(f"two numbers (such as 2.0,4.0) are expected, got {_show(value)}")
+    return Span(float(parts[0]), float(parts[1]))
 
 
 def text_to_value(text: str, kind: Any) -> Any:

@@ -59,6 +59,22 @@ def multiple_of(step: int) -> Callable[[Any], str | None]:
     return check
 
 
+def not_blank(value: str) -> str | None:
+    """A check: the text holds more than blanks."""
+    return None if value.strip() else f"must not be empty or blank, got {value!r}"
+
+
+def rising_from(limit: float) -> Callable[[Any], str | None]:
+    """A check: two numbers, the first at least `limit`, the second not below the first."""
+
+    def check(value: Any) -> str | None:
+        if math.isfinite(value.high) and limit <= value.low <= value.high:
+            return None
+        return f"must be two rising numbers from {limit:g}, got {value}"
+
+    return check
+
+
 def file_stem(value: str) -> str | None:
     """A check: a plain file name without folders, short enough for the endings that files of a run get."""
     length = len(value.encode("utf-8", "surrogateescape"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from library.core.errors import Problems
+from library.options.caching import CachingOptions
+from library.options.embedding import EmbeddingOptions
 from library.options.network import NetworkOptions
 from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
 from library.options.training import TrainingOptions
@@ -55,3 +57,27 @@ def check_text(text: TextOptions, problems: Problems) -> None:
             "--restore_weighted_mean",
             "give --weighted_captions as well, or remove it",
         )
+
+
+def check_embedding(
+    embedding: EmbeddingOptions, text: TextOptions, caching: CachingOptions, problems: Problems
+) -> None:
+    """An embedding starts from one thing, fits into a caption, and changes what captions become."""
+    if embedding.use_object_template and embedding.use_style_template:
+        flags = "--use_object_template, --use_style_template"
+        problems.add("an embedding is an object or a style", flags, "keep one of them")
+    if embedding.weights is not None and embedding.init_word is not None:
+        what = "the embedding of the file is what training starts from"
+        problems.add(what, "--weights, --init_word", "keep one of them")
+    count = embedding.num_vectors_per_token
+    if count is not None and count > text.max_token_length:
+        what = f"a caption of {text.max_token_length} tokens has no room for {count} vectors"
+        problems.add(what, "--num_vectors_per_token", "give fewer; 1 to 8 are usual")
+    if text.weighted_captions:
+        what = "weights in captions are not available for Textual Inversion"
+        problems.add(what, "--weighted_captions", "remove it, and the weights in the captions")
+    kept = [name for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+            if getattr(caching, name)]  # fmt: skip
+    if kept:
+        what = "what the text encoder makes of captions changes with the embedding, so it cannot be kept"
+        problems.add(what, f"--{kept[0]}", "remove it")

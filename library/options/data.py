@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from library.core.sizes import Size
+from library.core.sizes import Size, Span
 from library.options.base import OptionGroup, option
-from library.options.checks import at_least, multiple_of, share
+from library.options.checks import at_least, multiple_of, not_blank, rising_from, share
 
 
 def default_worker_count() -> int:
@@ -55,12 +55,13 @@ class DataOptions(OptionGroup):
         64, "step between bucket sizes, a multiple of 8", check=multiple_of(8), metavar="PIXELS"
     )
     bucket_no_upscale: bool = option(False, "never enlarge a picture; small ones get buckets of their own size")
-    caption_extension: str | None = option(
-        None, "extension of caption files; without it .txt and .caption are both found", metavar=".EXT"
+    caption_extension: tuple[str, ...] = option(
+        (), "extensions of caption files; without it .txt and .caption are both found", metavar=".EXT"
     )
     allow_missing_captions: bool = option(
         False, "train pictures that have neither a caption file nor class tokens with an empty caption"
     )
+    caption_separator: str = option(",", "what separates the tags of a caption", check=not_blank, metavar="TEXT")
     shuffle_caption: bool = option(
         False, "put the comma-separated tags of a caption into another order at each use; brackets stay together"
     )
@@ -70,6 +71,24 @@ class DataOptions(OptionGroup):
         check=at_least(0),
         metavar="N",
     )
+    keep_tokens_separator: str | None = option(
+        None,
+        "mark in captions, such as |||: tags before it stay in place and are never dropped; "
+        "after a second one they stay at the end",
+        check=not_blank,
+        metavar="TEXT",
+    )
+    secondary_separator: str | None = option(
+        None,
+        "mark in captions, such as ;;;, that joins tags into one for shuffling and dropping; then it becomes a comma",
+        check=not_blank,
+        metavar="TEXT",
+    )
+    enable_wildcard: bool = option(
+        False, "draw one of {a|b|c} in captions, and one line of a caption file, at each use; {{ and }} are mere braces"
+    )
+    caption_prefix: str | None = option(None, "text put in front of every caption", metavar="TEXT")
+    caption_suffix: str | None = option(None, "text put behind every caption", metavar="TEXT")
     caption_tag_dropout_rate: float = option(
         0.0, "probability from 0 to 1 with which each tag is left out at a use", check=share, metavar="RATE"
     )
@@ -79,11 +98,48 @@ class DataOptions(OptionGroup):
         check=share,
         metavar="RATE",
     )
-    cache_latents: bool = option(False, "encode every picture once at the start and keep the latents in memory")
-    cache_latents_to_disk: bool = option(
+    caption_dropout_every_n_epochs: int = option(
+        0, "every N-th epoch trains all pictures with an empty caption; 0 for none", check=at_least(0), metavar="N"
+    )
+    token_warmup_min: int = option(
+        1, "number of tags at the start of the warm-up of --token_warmup_step", check=at_least(1), metavar="N"
+    )
+    token_warmup_step: float = option(
+        0.0,
+        "updates during which the number of used tags grows to all of them; below 1 a share of the run, 0 for none",
+        check=at_least(0),
+        metavar="N",
+    )
+    flip_aug: bool = option(
+        False, "mirror half of the uses, left and right; harms subjects that are not symmetric, and text in pictures"
+    )
+    color_aug: bool = option(False, "shift hue or brightness a little in a third of the uses")
+    random_crop: bool = option(False, "cut what sticks out of the bucket off at random places instead of evenly")
+    face_crop_aug_range: Span | None = option(
+        None,
+        "cut around the face, to between these multiples of its size; file names end in _X_Y_WIDTH_HEIGHT of the face",
+        check=rising_from(1.0),
+        metavar="2.0,4.0",
+    )
+    augmentation_variants: int | None = option(
+        None,
+        "draw crops and colours from N fixed ones a picture, instead of anew at each use; latents can then be cached",
+        check=at_least(1),
+        metavar="N",
+    )
+    alpha_mask: bool = option(False, "weigh the loss by the pictures' transparency: transparent parts are not learned")
+    loss_weight: float = option(
+        1.0, "weight of the loss of the pictures; meant for subsets of a dataset file", check=at_least(0), metavar="W"
+    )
+    cache_info: bool = option(
         False,
-        "keep the latents in .npz files beside the pictures instead, where the next run finds them; "
-        "only pictures that changed are encoded again",
+        "keep sizes and captions of the pictures in a file in their folder; the next start opens only what changed",
+    )
+    bad_images: str = option(
+        "fail", "what to do about pictures that cannot be read: stop, or train without them", choices=("fail", "skip")
+    )
+    debug_dataset: bool = option(
+        False, "show what would be trained on, then end: a window where there is a display, else a page (HTML file)"
     )
     prior_loss_weight: float = option(
         1.0, "weight of the loss of regularisation pictures", check=at_least(0), metavar="WEIGHT"

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from library.options.base import OptionGroup
+from library.options.caching import CachingOptions
 from library.options.data import DataOptions
+from library.options.embedding import EmbeddingOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
+from library.options.report import ReportOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
-from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.options.training import FineTuningOptions, OptimizerOptions, OutputOptions, TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,35 @@ SCRIPTS: Mapping[str, Script] = MappingProxyType(
     {
         "train_network.py": Script(
             "Trains a LoRA (or another network module) on your own pictures, beside a frozen base model.",
-            (ModelOptions, DataOptions, TextOptions, NetworkOptions, TrainingOptions, OptimizerOptions, OutputOptions),
+            (
+                *(ModelOptions, DataOptions, CachingOptions, TextOptions, NetworkOptions),
+                *(TrainingOptions, OptimizerOptions, OutputOptions),
+            ),
         ),
         "train_db.py": Script(
             "Trains a whole model, U-Net and text encoder, on your own pictures (DreamBooth and fine-tuning).",
             (
-                *(ModelOptions, DataOptions, TextOptions, TrainingOptions, OptimizerOptions),
+                *(ModelOptions, DataOptions, CachingOptions, TextOptions, TrainingOptions, OptimizerOptions),
                 *(OutputOptions, ModelSavingOptions),
             ),
+        ),
+        "fine_tune.py": Script(
+            "Trains a whole model, the U-Net alone or the text encoder as well, on pictures with captions.",
+            (
+                *(ModelOptions, DataOptions, CachingOptions, TextOptions, FineTuningOptions, TrainingOptions),
+                *(OptimizerOptions, OutputOptions, ModelSavingOptions),
+            ),
+        ),
+        "train_textual_inversion.py": Script(
+            "Trains the vectors of a new word (Textual Inversion) on your own pictures, beside a frozen model.",
+            (
+                *(ModelOptions, DataOptions, CachingOptions, TextOptions, EmbeddingOptions),
+                *(TrainingOptions, OptimizerOptions, OutputOptions),
+            ),
+        ),
+        "tools/dataset_report.py": Script(
+            "Shows what a training would do with its pictures. Needs no model.",
+            (DataOptions, CachingOptions, TextOptions, TrainingOptions, ReportOptions),
         ),
     }
 )

@@ -9,7 +9,8 @@ from library.options.base import OptionGroup, option
 from library.options.checks import above, at_least, file_stem
 from library.options.saving import PRECISIONS
 
-NETWORK_LEARNING_RATE, MODEL_LEARNING_RATE = 1e-4, 2e-6  # where --learning_rate is not given
+# where --learning_rate is not given
+NETWORK_LEARNING_RATE, MODEL_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 1e-4, 2e-6, 5e-4
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ class TrainingOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class FineTuningOptions(OptionGroup):
+    """Options of fine_tune.py."""
+
+    title: ClassVar[str] = "Fine-tuning"
+
+    train_text_encoder: bool = option(False, "train the text encoder as well, not the U-Net alone")
+
+
+@dataclass(frozen=True)
 class OptimizerOptions(OptionGroup):
     """The optimizer and its rate."""
 
@@ -48,7 +58,7 @@ class OptimizerOptions(OptionGroup):
     learning_rate: float | None = option(
         None,
         "learning rate of every part that is given none of its own; default: 1e-4 for a network, 2e-6 for a whole"
-        " model",
+        " model, 5e-4 for an embedding",
         check=above(0),
         metavar="RATE",
     )
@@ -70,7 +80,7 @@ class OutputOptions(OptionGroup):
         None,
         "precision of the saved weights; default: for a network that of the training (float, or that of"
         " --mixed_precision), for a whole model that of the base model (in a .ckpt fp16 instead of bf16, which the"
-        " Web UI refuses)",
+        " Web UI refuses), for an embedding float",
         choices=PRECISIONS,
     )
     training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")

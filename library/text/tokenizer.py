@@ -14,6 +14,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
+from library.text.aliases import Alias
 from library.text.chunks import ROW_LENGTH, Chunks, split_plain, split_webui, without_padding
 from library.text.weighting import PLAIN_WEIGHT, WeightedText, parse_weights
 
@@ -65,13 +66,20 @@ class CaptionTokenizer:
     Args:
         family: "sd1" or "sd2".
         options: how long captions may be, where they are cut and padded, whether they hold weights.
+        alias: a word that stands for ids of its own, or None.
     """
 
-    def __init__(self, family: str, options: TextOptions = TextOptions()) -> None:  # noqa: B008  # frozen
+    def __init__(
+        self,
+        family: str,
+        options: TextOptions = TextOptions(),  # noqa: B008  # frozen
+        alias: Alias | None = None,
+    ) -> None:
         tokenizer = load_tokenizer(family)
         self._core = tokenizer.backend_tokenizer
         self._padding_id: int = tokenizer.get_vocab()[_PADDING[family]]
         self._options = options
+        self._alias = alias
         self._count = options.max_token_length // CHUNK_TOKENS
         self._remembered: dict[str, _Rows] = {}
 
@@ -91,6 +99,16 @@ class CaptionTokenizer:
         if not self._options.weighted_captions:
             return ids, None  # type: ignore[return-value]
         return ids, self._stack([row.weights for row in rows], length, torch.float32, 1)  # type: ignore[return-value]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text without weights, and without begin, end and padding; of any length."""
+        parts = [text] if self._alias is None else self._alias.split(text)
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            if self._alias is not None and number > 0:
+                ids += self._alias.ids
+            ids += self._core.encode(part, add_special_tokens=False).ids
+        return ids
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """Text tokens of each caption before any cut, without begin, end, padding and the marks of weights."""
@@ -131,7 +149,7 @@ class CaptionTokenizer:
         ids: list[int] = []
         weights: list[float] = []
         for piece in pieces:
-            ids += self._core.encode(piece.text, add_special_tokens=False).ids
+            ids += self.text_ids(piece.text)
             weights += [piece.weight] * (len(ids) - len(weights))
         return ids, weights
 

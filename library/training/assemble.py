@@ -13,17 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from library.checkpoint.metadata import BaseModelFacts, RunFacts
 from library.core.device import dtype_of
 from library.core.log import get_logger, start_logging
 from library.core.randomness import derived_seed
-from library.data.batch import Batch
-from library.data.dataset import LatentStore, Loader, TrainingDataset, make_loader
-from library.data.disk_latents import DiskLatentStore, EntryPaths, LatentFiles, Processes, fill_disk_store
-from library.data.latents import Progress, fill_memory_store
+from library.data.dataset import TrainingDataset, make_loader
 from library.data.planner import Planner, RequestStream
+from library.data.views import Drawing, Views
 from library.diffusion.objective import Objective
 from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from library.methods.base import Method
@@ -32,17 +29,24 @@ from library.models.files.mapped import give_own_memory
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
 from library.optim.optimizers import make_optimizer
 from library.optim.schedulers import make_scheduler
-from library.options.data import default_worker_count
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
+from library.training.caching import make_latent_store, make_text_store, worker_count
 from library.training.facts import base_facts, saved_metadata
-from library.training.guards import GradientWatch, refuse_non_finite
+from library.training.guards import WATCHED_UPDATES, GradientWatch, refuse_non_finite
 from library.training.latents import LatentEncoder
-from library.training.methods import fetch_base_model, load_models, make_method, save_dtype, tracker_name
+from library.training.methods import (
+    fetch_base_model,
+    load_models,
+    make_method,
+    make_tokenizer,
+    save_dtype,
+    tracker_name,
+)
 from library.training.preflight import check_space_again
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
-from library.training.run import FullModelRun, Run
+from library.training.run import EmbeddingRun, FullModelRun, Run
 from library.training.runtime import prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
@@ -122,7 +126,7 @@ def load_learner(run: Run, device: torch.device) -> Learner:
     weight_dtype = dtype_of(options.training.mixed_precision)
     for name in ("unet", "text_encoder"):
         # smaller formats lose updates that are small beside the weight
-        dtype = torch.float32 if name in method.trained_models else weight_dtype
+        dtype = torch.float32 if name in method.float32_models else weight_dtype
         nn.Module.to(getattr(models, name), device, dtype)  # the subclasses' own `to` does the same and logs about it
     for part in (models.unet, models.text_encoder, models.vae):
         give_own_memory(part)
@@ -132,18 +136,23 @@ def load_learner(run: Run, device: torch.device) -> Learner:
         network.train()
     if options.training.gradient_checkpointing:
         enable_gradient_checkpointing(models, with_text_encoder=method.trains_text_encoder(0))
-    tokenizer = CaptionTokenizer(run.base.identity.family, options.text)
-    return Learner(models, method, network, tokenizer, method.param_groups(), loaded_dtype)
+    return Learner(models, method, network, make_tokenizer(run), method.param_groups(), loaded_dtype)
 
 
 def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner: Planner, plan: RunPlan) -> Trainer:
     """Connects data, objective, optimizer and logs."""
     models, options = learner.models, run.options
-    encode_latents = LatentEncoder(models.vae, accelerator.device)
-    store = _cache_latents(run, encode_latents, accelerator)
-    encode_captions = CaptionEncoder(options.text)
+    encode_latents = LatentEncoder(models.vae, accelerator.device, options.caching.vae_precision)
+    views, latents = make_latent_store(run, make_views(run, plan), encode_latents, accelerator)
+    texts = make_text_store(run, learner.tokenizer, models.text_encoder, accelerator)
+    dataset = TrainingDataset(views, learner.tokenizer, latents, texts)
     objective = Objective(
-        models.unet, models.text_encoder, encode_captions, learner.network, run.base.prediction_type, VAE_SCALING_FACTOR
+        models.unet,
+        models.text_encoder if texts is None else None,
+        CaptionEncoder(options.text),
+        learner.network,
+        run.base.prediction_type,
+        VAE_SCALING_FACTOR,
     )
     optimizer = make_optimizer(options.optimizer, learner.groups)
     scheduler = make_scheduler(options.optimizer.lr_scheduler, optimizer)
@@ -155,9 +164,9 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
         optimizer=prepared_optimizer,
         scheduler=scheduler,
         method=learner.method,
-        batches=_make_batches(run, stream, learner.tokenizer, store, accelerator),
+        batches=make_loader(dataset, stream, worker_count(run), pin_memory=accelerator.device.type == "cuda"),
         encode_latents=encode_latents,
-        watch=_watch(learner.groups, objective),
+        watch=_watch(run, learner.groups, objective, plan),
         log=_open_log(run, plan, accelerator),
         plan=plan,
         max_grad_norm=options.training.max_grad_norm or inf,
@@ -178,64 +187,24 @@ def make_planner(run: Run, processes: int) -> Planner:
     )
 
 
-def _cache_latents(run: Run, encode: LatentEncoder, accelerator: Accelerator) -> LatentStore | None:
-    """Every picture's latents, in memory or on disk; None where they are made anew for every batch."""
-    data = run.options.data
-    if not (data.cache_latents or data.cache_latents_to_disk):
-        return None
-    with tqdm(
-        total=len(run.index), desc="caching latents", unit="picture", disable=not accelerator.is_main_process
-    ) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        store: LatentStore
-        if data.cache_latents_to_disk:
-            store = _cache_on_disk(run, encode, accelerator, progress)
-        else:
-            store = fill_memory_store(
-                run.index, run.placements, encode, run.options.training.seed, _workers(run), progress
-            )
-    encode.release()
-    return store
-
-
-def _cache_on_disk(run: Run, encode: LatentEncoder, accelerator: Accelerator, progress: Progress) -> DiskLatentStore:
-    def total(counts: torch.Tensor) -> torch.Tensor:
-        summed: torch.Tensor = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
-        return summed.cpu()
-
-    files = LatentFiles(
-        run.index, run.placements, EntryPaths(run.index), encode.weights_digest(), run.options.training.seed
+def make_views(run: Run, plan: RunPlan) -> Views:
+    """How the uses of a checked run's pictures see them."""
+    options = run.options
+    drawing = Drawing(
+        seed=options.training.seed,
+        variants=options.data.augmentation_variants,
+        redraws_latents=options.caching.cache_latent_distribution,
+        total_steps=plan.total_updates,
+        num_timesteps=NUM_TRAIN_TIMESTEPS,
     )
-    processes = Processes(accelerator.process_index, accelerator.num_processes, total)
-    store, reuse = fill_disk_store(files, encode, _workers(run), processes, progress)
-    log.info(reuse.line())
-    return store
+    return Views(run.index, run.placements, drawing)
 
 
-def _workers(run: Run) -> int:
-    asked = run.options.data.max_data_loader_n_workers
-    return default_worker_count() if asked is None else asked
-
-
-def _make_batches(
-    run: Run,
-    stream: RequestStream,
-    tokenizer: CaptionTokenizer,
-    store: LatentStore | None,
-    accelerator: Accelerator,
-) -> Loader[Batch]:
-    dataset = TrainingDataset(
-        run.index, run.placements, tokenizer, store, run.options.training.seed, num_timesteps=NUM_TRAIN_TIMESTEPS
-    )
-    return make_loader(dataset, stream, _workers(run), pin_memory=accelerator.device.type == "cuda")
-
-
-def _watch(groups: list[dict[str, Any]], objective: nn.Module) -> GradientWatch:
+def _watch(run: Run, groups: list[dict[str, Any]], objective: nn.Module, plan: RunPlan) -> GradientWatch:
+    # the first batches may be of regularisation pictures, whose captions do not have the new word
+    few_have_it = isinstance(run, EmbeddingRun)
     return GradientWatch(
+        updates=max(WATCHED_UPDATES, plan.total_updates) if few_have_it else WATCHED_UPDATES,
         components={group["name"]: group["params"] for group in groups},
         names={parameter: name for name, parameter in objective.named_parameters()},
     )

@@ -29,12 +29,14 @@ from library.checkpoint.metadata import (
 )
 from library.core.sizes import Size
 from library.data.config import SubsetConfig
-from library.data.facts import bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
+from library.data.facts import as_written, bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
 from library.models.forms import EXTENSIONS
 from library.training.progress import RunPlan
-from library.training.run import BaseModel, NetworkRun, Run
+from library.training.run import BaseModel, EmbeddingRun, NetworkRun, Run
 
 _PARTS = ("text_encoder", "unet")
+_ARCHITECTURE = "modelspec.architecture"
+_EMBEDDING_KIND = "/textual-inversion"  # behind the name of the architecture
 
 
 def base_facts(base: BaseModel) -> BaseModelFacts:
@@ -66,7 +68,8 @@ def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str], 
 
 def _title(run: Run) -> str:
     result = run.files.result
-    return result.stem if result.suffix in EXTENSIONS.values() else result.name  # a folder's dots are its name
+    is_file = isinstance(run, EmbeddingRun) or result.suffix in EXTENSIONS.values()
+    return result.stem if is_file else result.name  # a folder's dots are its name
 
 
 def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
@@ -74,16 +77,19 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
     options, title = run.options, _title(run)
     facts = replace(facts, rates=_rates_of_parts(run, facts.rates), optimizer=_optimizer_in_force(run, facts.optimizer))
     kind = LORA_KIND if isinstance(run, NetworkRun) else CHECKPOINT_KIND
+    spec = modelspec_values(base, kind, title, run.index.datasets[0].resolution, facts.finished_at)
+    if isinstance(run, EmbeddingRun):
+        spec[_ARCHITECTURE] += _EMBEDDING_KIND
     return text_values(
         {
             **training_values(options.training, options.optimizer, options.output),
             **(network_values(run.network) if isinstance(run, NetworkRun) else {}),
-            **data_values(options.data),
+            **data_values(options.data, options.caching),
             **model_values(base),
             **caption_values(options.text),
             **run_values(facts),
             **_dataset_values(run, plan),
-            **modelspec_values(base, kind, title, run.index.datasets[0].resolution, facts.finished_at),
+            **spec,
         }
     )
 
@@ -113,10 +119,10 @@ def _optimizer_in_force(run: Run, name: str) -> str:
 def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
     """The values that the datasets decide. Those of one dataset stand for all where readers know only one."""
     index, first = run.index, run.index.datasets[0]
-    uses = index.repeats.astype(np.int64)
+    uses = np.asarray(index.repeats)
     values: dict[str, Any] = {
-        "ss_num_train_images": int(uses[~index.is_reg].sum()),
-        "ss_num_reg_images": int(uses[index.is_reg].sum()),
+        "ss_num_train_images": round(float(uses[~index.is_reg].sum())),
+        "ss_num_reg_images": round(float(uses[index.is_reg].sum())),
         "ss_num_batches_per_epoch": plan.batches_per_epoch,
         "ss_batch_size_per_device": first.batch_size,
         "ss_total_batch_size": first.batch_size * plan.accumulation * plan.processes,
@@ -125,7 +131,7 @@ def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
         "ss_bucket_no_upscale": first.bucketing is not None and first.bucketing.no_upscale,
         "ss_min_bucket_reso": first.bucketing.min_size if first.bucketing else None,
         "ss_max_bucket_reso": first.bucketing.max_size if first.bucketing else None,
-        **{f"ss_{name}": value for name, value in _caption_changes(first.subsets[0]).items()},
+        **{f"ss_{name}": value for name, value in _changes(first.subsets[0]).items()},
         "ss_dataset_dirs": dataset_dirs(index),
         "ss_reg_dataset_dirs": reg_dataset_dirs(index),
         "ss_tag_frequency": tag_frequency(index),
@@ -145,21 +151,37 @@ def _dataset_summary(run: Run, number: int) -> dict[str, Any]:
         "subsets": [
             {
                 "image_dir": folder_name(subset),
-                "num_repeats": subset.num_repeats,
+                "num_repeats": as_written(subset.num_repeats),
                 "class_tokens": subset.class_tokens,
                 "is_reg": subset.is_reg,
-                **_caption_changes(subset),
+                **_changes(subset),
             }
             for subset in dataset.subsets
         ],
     }
 
 
-def _caption_changes(subset: SubsetConfig) -> dict[str, Any]:
-    changes = subset.caption_changes
+def _changes(subset: SubsetConfig) -> dict[str, Any]:
+    """What happens to captions and pictures of a folder at each use."""
+    changes, augmentations = subset.caption_changes, subset.augmentations
     return {
+        "color_aug": augmentations.colour,
+        "flip_aug": augmentations.flip,
+        "random_crop": augmentations.random_crop,
+        "face_crop_aug_range": list(augmentations.face_crop_range) if augmentations.face_crop_range else None,
+        "alpha_mask": subset.alpha_mask,
+        "loss_weight": subset.loss_weight,
         "shuffle_caption": changes.shuffle,
         "keep_tokens": changes.keep_tokens,
         "caption_tag_dropout_rate": changes.tag_dropout_rate,
         "caption_dropout_rate": changes.dropout_rate,
+        "caption_dropout_every_n_epochs": changes.dropout_every_n_epochs,
+        "enable_wildcard": changes.wildcard,
+        "caption_separator": changes.separator,
+        "keep_tokens_separator": changes.keep_tokens_separator,
+        "secondary_separator": changes.secondary_separator,
+        "caption_prefix": changes.prefix or None,
+        "caption_suffix": changes.suffix or None,
+        "token_warmup_min": changes.warmup_min,
+        "token_warmup_step": changes.warmup_step,
     }

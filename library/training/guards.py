@@ -20,10 +20,12 @@ class GradientWatch:
     Args:
         components: parameters by the name of the part they belong to.
         names: the name of each parameter, for messages.
+        updates: how many are looked at. An embedding takes more than weights do, for its word may be in few captions.
     """
 
     components: Mapping[str, Sequence[nn.Parameter]]
     names: Mapping[nn.Parameter, str]
+    updates: int = WATCHED_UPDATES
     _moved: set[str] = field(default_factory=set)
     _updates: int = 0
 
@@ -33,7 +35,7 @@ class GradientWatch:
         Raises:
             UserError: when a parameter is outside the computation, or a part had no gradient in all watched updates.
         """
-        if self._updates >= WATCHED_UPDATES:
+        if self._updates >= self.updates:
             return
         self._updates += 1
         self._refuse_disconnected()
@@ -41,9 +43,9 @@ class GradientWatch:
             if component not in self._moved and any(bool(p.grad.any()) for p in parameters if p.grad is not None):
                 self._moved.add(component)
         still = [component for component in self.components if component not in self._moved]
-        if still and self._updates == WATCHED_UPDATES:
+        if still and self._updates == self.updates:
             raise UserError.of(
-                f"{' and '.join(still)} should train but received no gradient in the first {WATCHED_UPDATES} updates"
+                f"{' and '.join(still)} should train but received no gradient in the first {self.updates} updates"
                 f" (for example {self.names.get(self.components[still[0]][0], '?')})",
                 "training",
                 "nothing was saved; check the rates and options of that part, or report this as a bug",

@@ -8,6 +8,7 @@ import torch
 
 from library.core.device import dtype_of
 from library.methods.base import Method
+from library.methods.embedding import Embedding, start_vectors
 from library.methods.full_model import FullModel, SavedForm
 from library.methods.network import Network
 from library.models.extras import read_extras
@@ -18,7 +19,8 @@ from library.models.load import load_stable_diffusion
 from library.models.stable_diffusion import StableDiffusion
 from library.models.vae_source import load_vae
 from library.text.encoder import unused_layers
-from library.training.run import BaseModel, FullModelRun, NetworkRun, Run
+from library.text.tokenizer import CaptionTokenizer
+from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, Run
 
 
 def make_method(run: Run, models: StableDiffusion) -> Method:
@@ -31,21 +33,35 @@ def make_method(run: Run, models: StableDiffusion) -> Method:
         vae_dtype = saved_precision(run.saving.save_vae_precision, models.vae.dtype, run.form)
         # in memory: hours later the file may be gone, or be the very one that is replaced
         extras = read_extras(run.base.identity).without_ema().loaded()
-        return FullModel(options.learning_rate, True, unused, SavedForm(run.form, vae_dtype, extras))
+        saved = SavedForm(run.form, vae_dtype, extras)
+        return FullModel(options.learning_rate, run.trains_text_encoder, unused, saved)
+    if isinstance(run, EmbeddingRun):
+        table = models.text_encoder.embeddings.token_embedding.weight
+        return Embedding(start_vectors(run.word.start, table, options.training.seed), options.learning_rate)
     raise TypeError(type(run).__name__)
+
+
+def make_tokenizer(run: Run) -> CaptionTokenizer:
+    """The tokenizer of a run's captions; it knows the new word, where there is one."""
+    alias = run.word.alias if isinstance(run, EmbeddingRun) else None
+    return CaptionTokenizer(run.base.identity.family, run.options.text, alias)
 
 
 def tracker_name(run: Run) -> str:
     """The name of a run's TensorBoard folder, as dashboards of this field know it."""
-    return "network_train" if isinstance(run, NetworkRun) else "dreambooth"
+    if isinstance(run, FullModelRun):
+        return run.tracker
+    return "network_train" if isinstance(run, NetworkRun) else "textual_inversion"
 
 
 def save_dtype(run: Run, loaded: torch.dtype) -> torch.dtype:
     """The number format of the trained weights in the file: that of the base model for a whole model, that of the
-    training for a network, unless `--save_precision` says otherwise."""
+    training for a network, float32 for an embedding, unless `--save_precision` says otherwise."""
     asked = run.options.output.save_precision
     if isinstance(run, FullModelRun):
         return saved_precision(asked, loaded, run.form)
+    if isinstance(run, EmbeddingRun):
+        return dtype_of(asked or "float")
     return dtype_of(asked or run.options.training.mixed_precision)
 
 

@@ -12,14 +12,9 @@ from library.checkpoint.naming import last_file, log_file
 from library.core.device import check_precision
 from library.core.errors import Problems, UserError
 from library.core.optional import import_optional
-from library.data.config import Description, read_description
-from library.data.disk_latents import check_disk_cache
-from library.data.index import ImageIndex, build_index
-from library.data.placement import place_all
 from library.methods.network import check_network_options
 from library.models.files.folder_weights import STEMS, weights_files
 from library.models.forms import (
-    EXTENSIONS,
     choose_form,
     files_in_the_way,
     is_single_file,
@@ -30,21 +25,33 @@ from library.models.hub import fetch_weights, locate
 from library.models.identify import ModelIdentity, identify, resolve_prediction_type
 from library.models.topology import FAMILIES
 from library.optim.optimizers import parse_optimizer_args
-from library.options.combinations import check_length, check_network_parts, check_text
+from library.options.caching import CachingOptions
+from library.options.combinations import check_embedding, check_length, check_network_parts, check_text
 from library.options.data import DataOptions
+from library.options.embedding import SAFETENSORS, EmbeddingOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
 from library.options.parse import OptionValues
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
 from library.options.training import (
+    EMBEDDING_LEARNING_RATE,
     MODEL_LEARNING_RATE,
     NETWORK_LEARNING_RATE,
+    FineTuningOptions,
     OptimizerOptions,
     OutputOptions,
     TrainingOptions,
 )
-from library.training.run import BaseModel, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
+from library.training.new_word import (
+    check_new_word,
+    check_word_in_captions,
+    template_conflicts,
+    template_of,
+    with_template,
+)
+from library.training.pictures import Pictures, check_pictures
+from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
 
 if TYPE_CHECKING:
     from library.models.vae_source import VaeIdentity
@@ -68,9 +75,41 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     found = _check_common(asked, problems)
     output = asked.output
     files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ".safetensors"))
-    _check_output(output, files, problems)
+    _check_output(output, files, True, problems)
     _check_space(output, 0, problems)
     return NetworkRun(**vars(_run(asked, found, files, problems)), network=network)
+
+
+def check_embedding_run(options: OptionValues) -> EmbeddingRun:
+    """Checks options, base model, new word, dataset and output of train_textual_inversion.py.
+
+    Raises:
+        UserError: with everything that was found.
+    """
+    problems = Problems()
+    asked, embedding = _run_options(options, EMBEDDING_LEARNING_RATE), options.of(EmbeddingOptions)
+    check_embedding(embedding, asked.text, asked.caching, problems)
+    template = template_of(embedding)
+    if template is not None:  # captions are not read, so none can be missing
+        asked = replace(asked, data=replace(asked.data, allow_missing_captions=True))
+    found = _check_common(asked, problems)
+    word = check_new_word(embedding, found.base.identity if found.base else None, problems)
+    notes: list[str] = []
+    if found.pictures is not None and template is not None:
+        template_conflicts(found.pictures.index.datasets, problems)
+        found = replace(found, pictures=replace(found.pictures, index=with_template(found.pictures.index, template)))
+        notes.append(f"captions: the template is trained in their place: {template}")
+    if found.pictures is not None and word is not None:
+        notes += check_word_in_captions(found.pictures.index, word.alias, problems)
+    output = asked.output
+    ending = f".{embedding.save_model_as or SAFETENSORS}"
+    files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ending))
+    _check_output(output, files, True, problems)
+    _check_space(output, 0, problems)
+    run = _run(asked, found, files, problems)
+    if word is None:
+        raise UserError(problems)
+    return EmbeddingRun(**vars(run), word=word, notes=tuple(notes))
 
 
 def check_space_again(run: FullModelRun) -> None:
@@ -90,6 +129,19 @@ def check_full_model_run(options: OptionValues) -> FullModelRun:
     Raises:
         UserError: with everything that was found.
     """
+    return _check_full_model(options, True, "dreambooth")
+
+
+def check_fine_tuning_run(options: OptionValues) -> FullModelRun:
+    """Checks options, base model, dataset and output of fine_tune.py.
+
+    Raises:
+        UserError: with everything that was found.
+    """
+    return _check_full_model(options, options.of(FineTuningOptions).train_text_encoder, "finetuning")
+
+
+def _check_full_model(options: OptionValues, trains_text_encoder: bool, tracker: str) -> FullModelRun:
     problems = Problems()
     asked, saving = _run_options(options, MODEL_LEARNING_RATE), options.of(ModelSavingOptions)
     found = _check_common(asked, problems)
@@ -107,16 +159,11 @@ def check_full_model_run(options: OptionValues) -> FullModelRun:
     elif not target.path.exists() and not output.overwrite:
         for path in files_in_the_way(target):
             problems.add("would be replaced by the model's own", str(path), "move it away, or give --overwrite")
-    _check_output(output, files, problems)
+    _check_output(output, files, is_single_file(form), problems)
     if found.base is not None:
         _check_space(output, _full_model_size(found.base.identity, output), problems)
-    return FullModelRun(**vars(_run(asked, found, files, problems)), saving=saving, form=form)
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    description: Description
-    index: ImageIndex
+    run = _run(asked, found, files, problems)
+    return FullModelRun(**vars(run), saving=saving, form=form, trains_text_encoder=trains_text_encoder, tracker=tracker)
 
 
 @dataclass(frozen=True)
@@ -124,7 +171,7 @@ class _Found:
     """What the checks of model and pictures gave; None where they found mistakes."""
 
     base: BaseModel | None
-    pictures: _Pictures | None
+    pictures: Pictures | None
 
 
 def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
@@ -135,6 +182,7 @@ def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
     return RunOptions(
         model=options.of(ModelOptions),
         data=options.of(DataOptions),
+        caching=options.of(CachingOptions),
         text=options.of(TextOptions),
         training=options.of(TrainingOptions),
         optimizer=optimizer,
@@ -154,14 +202,14 @@ def _check_common(asked: RunOptions, problems: Problems) -> _Found:
     base = check_base_model(asked.model, problems)
     if base is not None:
         _check_clip_skip(base.identity, asked.text, problems)
-    return _Found(base, _attempt(problems, lambda: _check_pictures(asked.data)))
+    return _Found(base, _attempt(problems, lambda: check_pictures(asked.data, asked.caching)))
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:
     if found.base is None or found.pictures is None or problems:
         raise UserError(problems)
-    index = found.pictures.index
-    return Run(asked, found.base, found.pictures.description, index, place_all(index), files)
+    pictures = found.pictures
+    return Run(asked, found.base, pictures.description, pictures.index, pictures.placements, files)
 
 
 def check_base_model(model: ModelOptions, problems: Problems) -> BaseModel | None:
@@ -200,19 +248,6 @@ def _check_clip_skip(identity: ModelIdentity, text: TextOptions, problems: Probl
         problems.add(what, "--clip_skip", "give 1 or 2, as the base model was trained")
 
 
-def _check_pictures(data: DataOptions) -> _Pictures:
-    problems = Problems()
-    description = read_description(data, problems)
-    # pictures are looked at even when their description has mistakes: a broken one should be known at once
-    index = _attempt(problems, lambda: build_index(description, data.prior_loss_weight))
-    if index is None or problems:
-        raise UserError(problems)
-    if data.cache_latents_to_disk:
-        check_disk_cache(index, place_all(index), problems)
-        problems.raise_if_any()
-    return _Pictures(description, index)
-
-
 def _attempt(problems: Problems, check: Callable[[], ResultT]) -> ResultT | None:
     """The result of a check, or None with its problems gathered."""
     try:
@@ -239,7 +274,8 @@ def _full_model_size(identity: ModelIdentity, output: OutputOptions) -> int:
     return grown * sum(path.stat().st_size for path in files)
 
 
-def _check_output(output: OutputOptions, files: OutputFiles, problems: Problems) -> None:
+def _check_output(output: OutputOptions, files: OutputFiles, is_file: bool, problems: Problems) -> None:
+    """Whether result (a file, or a folder) and logs can be written where they are asked for."""
     folder = Path(str(output.output_dir))
     folders = {"--output_dir": folder}
     if output.logging_dir is not None:
@@ -252,7 +288,7 @@ def _check_output(output: OutputOptions, files: OutputFiles, problems: Problems)
             blocked = True
     if blocked:
         return
-    if files.result.is_dir() and files.result.suffix in EXTENSIONS.values():
+    if is_file and files.result.is_dir():
         what = f"{files.result} is a folder, and a file is to be written there"
         problems.add(what, "--output_name", "choose another name")
     # a log alone is left of a run that was stopped; it stands in nobody's way

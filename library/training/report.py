@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from library.core.atomic_io import size_on_disk
 from library.core.device import peak_memory_mib
 from library.core.wording import some_of
+from library.data.caption_changes import plain_caption
 from library.data.planner import Planner
 from library.data.report import describe_dataset
 from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
 from library.training.progress import RunPlan
-from library.training.run import NetworkRun, Run
+from library.training.run import EmbeddingRun, NetworkRun, Run
 from library.training.trainer import Trainer
 
 _NAMES_TOLD = 3
@@ -34,6 +35,8 @@ def start_report(
     lines = [*run.description.notes, *describe_dataset(run.index, run.placements, planner)]
     lines += _long_caption_lines(run, tokenizer) + _bracket_lines(run)
     lines += [*_model_lines(run), _text_line(run)]
+    if isinstance(run, EmbeddingRun):
+        lines += [*run.word.notes, *run.notes]
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"trains: {group['name']}, {count:,} weights at rate {group['lr']:g}")
@@ -64,6 +67,10 @@ def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
 def _next_step(run: Run) -> str:
     if isinstance(run, NetworkRun):
         return "copy it into models/Lora of the Web UI (models/loras of ComfyUI), or load it in Diffusers"
+    if isinstance(run, EmbeddingRun):
+        word = run.word.alias.word
+        web_ui = f"copy it into embeddings of the Web UI and write its file name, {run.files.result.stem}, in prompts"
+        return f"{web_ui}; in Diffusers, load_textual_inversion(file, token={word!r})"
     if run.files.result.is_dir():
         return "load it with StableDiffusionPipeline.from_pretrained of Diffusers"
     yaml = " with the .yaml beside it" if run.base.identity.family == "sd2" else ""
@@ -73,7 +80,7 @@ def _next_step(run: Run) -> str:
 def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     """Captions that the text encoder cannot read to their end."""
     index, limit = run.index, run.options.text.max_token_length
-    lost = tokenizer.count_lost([index.caption(i) for i in range(len(index))])
+    lost = tokenizer.count_lost([_plain(run, i) for i in range(len(index))])
     long = [index.names[i] for i, count in enumerate(lost) if count > 0]
     if not long:
         return []
@@ -83,6 +90,12 @@ def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     names = some_of(long[:_NAMES_TOLD], len(long))
     what = f"{len(long)} captions do not fit into {limit} tokens; the rest is not read"
     return [f"warning: {what} ({sum(lost)} tokens): {names}{advice}"]
+
+
+def _plain(run: Run, record: int) -> str:
+    """A picture's caption as it is trained where nothing is left out or drawn."""
+    index = run.index
+    return plain_caption(index.caption(record), index.folders[int(index.subset[record])].caption_changes)
 
 
 def _bracket_lines(run: Run) -> list[str]:

@@ -10,12 +10,14 @@ from library.data.config import Description
 from library.data.index import ImageIndex
 from library.data.placement import Placements
 from library.models.identify import ModelIdentity
+from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
 from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.training.new_word import NewWord
 
 if TYPE_CHECKING:  # the checks of a run without --vae should not wait for diffusers
     from library.models.vae_source import VaeIdentity
@@ -35,6 +37,7 @@ class RunOptions:
 
     model: ModelOptions
     data: DataOptions
+    caching: CachingOptions
     text: TextOptions
     training: TrainingOptions
     optimizer: OptimizerOptions
@@ -80,7 +83,22 @@ class NetworkRun(Run):
 
 @dataclass(frozen=True)
 class FullModelRun(Run):
-    """A run of train_db.py; `form` is the one of `SAVE_FORMATS` that the trained model gets."""
+    """A run of train_db.py or fine_tune.py.
+
+    Attributes:
+        form: the one of `SAVE_FORMATS` that the trained model gets.
+        tracker: the name of its TensorBoard folder.
+    """
 
     saving: ModelSavingOptions
     form: str
+    trains_text_encoder: bool
+    tracker: str
+
+
+@dataclass(frozen=True)
+class EmbeddingRun(Run):
+    """A run of train_textual_inversion.py; `notes` are told about the captions."""
+
+    word: NewWord
+    notes: tuple[str, ...]

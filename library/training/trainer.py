@@ -15,6 +15,7 @@ from tqdm import tqdm
 from library.core.errors import UserError
 from library.core.randomness import derived_seed
 from library.data.batch import Batch
+from library.diffusion.objective import Captions
 from library.methods.base import Method
 from library.optim.clipping import clip_gradients
 from library.training.guards import GradientWatch
@@ -84,9 +85,9 @@ class Trainer:
                 self._latents_of(batch),
                 batch.noise,
                 batch.timesteps,
-                batch.input_ids,
-                batch.token_weights,
+                Captions(batch.input_ids, batch.token_weights, batch.text_states),
                 batch.loss_weights,
+                batch.masks,
                 self.method.trains_text_encoder(self.progress.step),
             )
             share = loss * (batch.loss_scale / self.plan.accumulation)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from library.core.sizes import Size
+from library.data.batch import Batch
 from library.data.buckets import BucketLimits
 from library.data.caption_changes import CaptionChanges
 from library.data.config import DatasetConfig, Description, SubsetConfig
+from library.data.dataset import LatentStore, TrainingDataset, make_loader
+from library.data.filling import Encoding, draw_latents
 from library.data.index import ImageIndex, build_index
+from library.data.placement import place_all
+from library.data.planner import Planner, RequestStream
+from library.data.views import Drawing, Views
 
 LIMITS = BucketLimits(min_size=32, max_size=128, step=16)
+SEED = 11
 
 
 def save_picture(path: Path, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:
@@ -60,6 +69,11 @@ def make_world(root: Path, num_repeats: int = 2) -> ImageIndex:
     return index_of(make_dataset(training, reg), prior_loss_weight=0.5)
 
 
+def views_of(index: ImageIndex, seed: int, **drawing: object) -> Views:
+    """How uses see the pictures of an index."""
+    return Views(index, place_all(index), Drawing(seed, **drawing))  # type: ignore[arg-type]
+
+
 def toy_tokenize(captions: list[str]) -> tuple[torch.Tensor, None]:
     """The number of the caption's bytes and then the bytes, in two chunks of 77; spawned workers can import it."""
     rows = [[len(caption.encode()), *caption.encode()] for caption in captions]
@@ -78,7 +92,39 @@ def captions_in(input_ids: torch.Tensor) -> list[str]:
     return [bytes(row[1 : row[0] + 1]).decode() for row in input_ids.flatten(1).tolist()]
 
 
-def toy_encode(pixels: torch.Tensor, latent_noise: torch.Tensor) -> torch.Tensor:
-    """A stand-in for the VAE: (1, 3, H, W) and its draw (1, 4, h, w) to (1, 4, h, w)."""
-    means = torch.nn.functional.avg_pool2d(pixels, 8)
-    return torch.cat([means, means.mean(1, keepdim=True)], dim=1) + 0.1 * latent_noise
+class ToyVae:
+    """A stand-in for the VAE; it keeps how many pictures it was given together."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def __call__(self, pixels: torch.Tensor, latent_noise: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) and its draw (B, 4, h, w) to (B, 4, h, w)."""
+        return draw_latents(self.distribution(pixels).distribution, latent_noise)
+
+    def distribution(self, pixels: torch.Tensor) -> Encoding:
+        """(B, 3, H, W) to mean and deviation (B, 8, h, w)."""
+        self.counts.append(len(pixels))
+        means = torch.nn.functional.avg_pool2d(pixels, 8)
+        means = torch.cat([means, means.mean(1, keepdim=True)], dim=1)
+        return Encoding(torch.cat([means, 0.1 + 0.05 * means.abs()], dim=1))
+
+
+toy_encode = ToyVae()
+
+
+def batches_seen(
+    views: Views, store: LatentStore | None = None, workers: int = 0, start_method: str | None = None, updates: int = 12
+) -> list[Batch]:
+    """The first batches of a run, two pictures each."""
+    dataset = TrainingDataset(views, toy_tokenize, store)
+    stream = RequestStream(Planner(views.index, views.placements, [2], SEED), 0, updates)
+    return list(make_loader(dataset, stream, workers, pin_memory=False, start_method=start_method))
+
+
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for item in fields(Batch):
+            a, b = getattr(one, item.name), getattr(other, item.name)
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, item.name

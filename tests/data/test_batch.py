@@ -11,16 +11,15 @@ import torch
 
 from library.data.batch import Batch
 from library.data.dataset import Tokenize, TrainingDataset
-from library.data.placement import place_all
 from library.data.planner import Planner
-from tests.data.data_helpers import make_world, toy_tokenize, toy_tokenize_with_weights
+from tests.data.data_helpers import make_world, toy_tokenize, toy_tokenize_with_weights, views_of
 
 
 def first_batch(folder: Path, tokenize: Tokenize) -> Batch:
     index = make_world(folder)
-    placements = place_all(index)
-    request = Planner(index, placements, [2], 0).epoch_plan(0)[0]
-    return TrainingDataset(index, placements, tokenize, None, seed=0)[request]
+    views = views_of(index, 0)
+    request = Planner(index, views.placements, [2], 0).epoch_plan(0)[0]
+    return TrainingDataset(views, tokenize)[request]
 
 
 @pytest.mark.parametrize("tokenize", [toy_tokenize, toy_tokenize_with_weights])

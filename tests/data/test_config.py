@@ -45,7 +45,7 @@ def test_inner_level_wins(tmp_path: Path, number_of_levels: int) -> None:
 image_dir = "a"
 {line["subset"]}
 """
-    ending = ".command line" if "command line" in given else None
+    ending = (".command line",) if "command line" in given else ()
     (dataset,) = describe_toml(tmp_path, text, resolution=Size(512, 512), caption_extension=ending).datasets
     expected = (f".{given[0]}",) if given else (".txt", ".caption")
     assert dataset.subsets[0].caption_extensions == expected
@@ -157,7 +157,7 @@ def test_source_of_pictures_must_be_clear(parent: Path) -> None:
 
 
 def test_unclear_folders_and_wrong_sizes_are_told_together() -> None:
-    told = described(DataOptions(train_data_dir="nowhere", resolution=Size(500, 512), caption_extension="txt"))
+    told = described(DataOptions(train_data_dir="nowhere", resolution=Size(500, 512), caption_extension=("txt",)))
     assert "does not exist" in told and "divisible by 64" in told and "begin with a dot" in told
 
 
@@ -250,6 +250,13 @@ def test_caption_changes_from_the_command_line(parent: Path) -> None:
         ("keep_tokens", "-1", "must be 0 or more"),
         ("caption_tag_dropout_rate", "1.5", "must be between 0 and 1"),
         ("caption_dropout_rate", "-0.5", "must be between 0 and 1"),
+        ("face_crop_aug_range", "2.0", "two numbers"),
+        ("face_crop_aug_range", "4.0,2.0", "two rising numbers from 1"),
+        ("face_crop_aug_range", "0.5,2.0", "two rising numbers from 1"),
+        ("caption_separator", " ", "must not be empty or blank"),
+        ("token_warmup_step", "-1", "must be 0 or more"),
+        ("augmentation_variants", "0", "must be 1 or more"),
+        ("bad_images", "ignore", "fail, skip"),
     ],
 )
 def test_wrong_numbers_on_the_command_line(flag: str, value: str, told: str) -> None:
@@ -303,6 +310,45 @@ shuffle_caption = false
 """
     kept = [subset.caption_changes.keep_tokens for subset in describe_toml(tmp_path, text).datasets[0].subsets]
     assert kept == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "helps"),
+    [
+        ({"token_warmup_min": 3}, "token_warmup_min has no effect", {"token_warmup_step": 0.5}),
+        ({"augmentation_variants": 2}, "augmentation_variants has no effect", {"random_crop": True}),
+        ({"keep_tokens": 2}, "keep_tokens has no effect", {"token_warmup_step": 100.0}),
+    ],
+)
+def test_options_that_need_another_one(
+    parent: Path, given: dict[str, object], what: str, helps: dict[str, object]
+) -> None:
+    (flag,) = given
+    assert f"--{flag}: {what}" in described(old_style(parent, **given))
+    describe(old_style(parent, **given, **helps))
+
+
+def test_marks_that_hold_one_another_are_refused(parent: Path) -> None:
+    told = described(old_style(parent, secondary_separator=";,;"))
+    assert "--secondary_separator: secondary_separator ';,;' holds caption_separator ','" in told
+    told = described(old_style(parent, keep_tokens_separator="||", secondary_separator="|||"))
+    assert "secondary_separator '|||' holds keep_tokens_separator '||'" in told
+    told = described(old_style(parent, keep_tokens_separator="@@", secondary_separator="@@"))
+    assert told.count("told apart") == 1
+    describe(old_style(parent, keep_tokens_separator="|||", secondary_separator=";;;", caption_separator="、"))
+
+
+def test_fractions_of_repeats_are_for_training_pictures(tmp_path: Path) -> None:
+    text = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 0.25\n"
+    (dataset,) = describe_toml(tmp_path, text).datasets
+    assert dataset.subsets[0].num_repeats == 0.25
+    reg = "[[datasets.subsets]]\nimage_dir = 'r'\nis_reg = true\nnum_repeats = 1.5\n"
+    with pytest.raises(UserError, match=r"1\.5 of regularisation pictures has a fraction") as error:
+        describe_toml(tmp_path, text + reg)
+    assert "line 9" in str(error.value)
+    for wrong in ("0", "-1", "nan", "'x'"):
+        with pytest.raises(UserError, match="num_repeats"):
+            describe_toml(tmp_path, text.replace("0.25", wrong))
 
 
 def test_bad_value_does_not_draw_a_second_complaint(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from library.core.errors import UserError
+from library.data.augment import Choice
 from library.data.batch import Batch
 from library.data.caption_changes import CaptionChanges, split_tags
 from library.data.dataset import LatentStore, TrainingDataset, make_loader
@@ -18,6 +17,9 @@ from library.data.latents import fill_memory_store
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from tests.data.data_helpers import (
+    SEED,
+    assert_equal,
+    batches_seen,
     captions_in,
     index_of,
     make_dataset,
@@ -27,36 +29,26 @@ from tests.data.data_helpers import (
     toy_encode,
     toy_tokenize,
     toy_tokenize_with_weights,
+    views_of,
 )
-
-SEED = 11
 
 
 def batches_of(
     index: ImageIndex, store: LatentStore | None, workers: int = 0, start_method: str | None = None, updates: int = 12
 ) -> list[Batch]:
-    placements = place_all(index)
-    dataset = TrainingDataset(index, placements, toy_tokenize, store, SEED)
-    stream = RequestStream(Planner(index, placements, [2], SEED), 0, updates)
-    return list(make_loader(dataset, stream, workers, pin_memory=False, start_method=start_method))
-
-
-def assert_equal(first: list[Batch], second: list[Batch]) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for item in fields(Batch):
-            a, b = getattr(one, item.name), getattr(other, item.name)
-            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, item.name
+    return batches_seen(views_of(index, SEED), store, workers, start_method, updates)
 
 
 @pytest.mark.parametrize(("workers", "start_method"), [(1, "fork"), (2, "fork"), (1, "spawn"), (2, "spawn")])
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_workers_change_nothing(tmp_path: Path, workers: int, start_method: str, is_cached: bool) -> None:
     index = make_world(tmp_path)
-    store = fill_memory_store(index, place_all(index), toy_encode, SEED, workers=0) if is_cached else None
+    store = fill_memory_store(views_of(index, SEED), toy_encode, workers=0) if is_cached else None
     assert_equal(batches_of(index, store), batches_of(index, store, workers, start_method))
     if store is not None:
-        assert store.get(0).is_shared() == (start_method == "spawn")  # spawned workers hold no copies of their own
+        assert store.get(0, Choice()).latents.is_shared() == (
+            start_method == "spawn"
+        )  # spawned workers hold no copies of their own
 
 
 def test_batch_has_the_shapes_it_promises(tmp_path: Path) -> None:
@@ -76,7 +68,7 @@ def test_batch_has_the_shapes_it_promises(tmp_path: Path) -> None:
 
 def test_cache_changes_nothing(tmp_path: Path) -> None:
     index = make_world(tmp_path)
-    store = fill_memory_store(index, place_all(index), toy_encode, SEED, workers=0)
+    store = fill_memory_store(views_of(index, SEED), toy_encode, workers=0)
     for read, cached in zip(batches_of(index, None), batches_of(index, store), strict=True):
         assert read.pixels is not None and read.latent_noise is not None and cached.latents is not None
         encoded = [toy_encode(p[None], n[None]) for p, n in zip(read.pixels, read.latent_noise, strict=True)]
@@ -130,7 +122,7 @@ def tagged_world(root: Path, caption_changes: CaptionChanges, num_repeats: int =
 def uses_of(index: ImageIndex, workers: int = 0, is_cached: bool = False) -> list[tuple[int, str, str]]:
     """Epoch, file name and caption of every use in three epochs."""
     placements = place_all(index)
-    store = fill_memory_store(index, placements, toy_encode, SEED, workers=0) if is_cached else None
+    store = fill_memory_store(views_of(index, SEED), toy_encode, workers=0) if is_cached else None
     updates = 3 * Planner(index, placements, [2], SEED).updates_per_epoch
     return [
         (batch.epoch, name, caption)
@@ -162,7 +154,7 @@ def test_workers_and_cache_change_no_caption(tmp_path: Path, workers: int, is_ca
 def test_captions_do_not_depend_on_batch_or_process(tmp_path: Path) -> None:
     index = tagged_world(tmp_path, KEPT_FIRST)
     placements = place_all(index)
-    dataset = TrainingDataset(index, placements, toy_tokenize, None, SEED)
+    dataset = TrainingDataset(views_of(index, SEED), toy_tokenize)
 
     def uses(batch_size: int, processes: int) -> set[tuple[str, str]]:
         requests = Planner(index, placements, [batch_size], SEED, 1, processes).epoch_plan(1)
@@ -190,7 +182,7 @@ def test_captions_are_dropped_as_often_as_asked(tmp_path: Path, rate: float, sha
 def test_weights_come_with_their_tokens(tmp_path: Path, workers: int) -> None:
     index = make_world(tmp_path)
     placements = place_all(index)
-    dataset = TrainingDataset(index, placements, toy_tokenize_with_weights, None, SEED)
+    dataset = TrainingDataset(views_of(index, SEED), toy_tokenize_with_weights)
     stream = RequestStream(Planner(index, placements, [2], SEED), 0, 4)
     for batch in make_loader(dataset, stream, workers, pin_memory=False):
         assert batch.token_weights is not None and batch.token_weights.shape == batch.input_ids.shape

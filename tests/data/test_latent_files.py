@@ -17,8 +17,11 @@ from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.latent_files import (
     FINGERPRINT,
+    FORMAT,
     REASONS,
+    USABLE,
     Fingerprint,
+    Look,
     State,
     picture_digest,
     read_entry,
@@ -27,13 +30,16 @@ from library.data.latent_files import (
 )
 
 EXPECTED = Fingerprint("ab" * 16, "cd" * 16, (70, 64), (3, 0, 67, 64), 3, "0/0/\udcff name.png")
-LATENTS = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
+DISTRIBUTION = replace(EXPECTED, seed=None, draw=None)
+_NUMBERS = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
+LATENTS, MIRRORED, DEVIATION, MIRRORED_DEVIATION = _NUMBERS
+MASK = np.random.default_rng(1).random((8, 8)).astype(np.float32)
 
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Path:
     path = tmp_path / "cat.npz"
-    write_entry(path, LATENTS, Size(140, 128), EXPECTED)
+    write_entry(path, [Look(LATENTS)], Size(140, 128), EXPECTED)
     return path
 
 
@@ -48,14 +54,73 @@ def test_others_find_the_fields_they_know(entry: Path) -> None:
 
 
 def test_equal_content_gives_equal_bytes(entry: Path, tmp_path: Path) -> None:
-    write_entry(tmp_path / "again.npz", LATENTS, Size(140, 128), EXPECTED)
+    write_entry(tmp_path / "again.npz", [Look(LATENTS)], Size(140, 128), EXPECTED)
     assert (tmp_path / "again.npz").read_bytes() == entry.read_bytes()
 
 
 def test_what_was_written_is_read(entry: Path) -> None:
     found = read_entry(entry, EXPECTED)
-    assert found.state is State.FITS and found.latents is not None and np.array_equal(found.latents, LATENTS)
+    (look,) = found.looks
+    assert found.state is State.FITS and np.array_equal(look.latents, LATENTS) and look.mask is None
     refuse_unknown(entry)
+
+
+@pytest.fixture
+def whole_entry(tmp_path: Path) -> Path:
+    """Mean, deviation and mask, plain and mirrored."""
+    path = tmp_path / "whole.npz"
+    looks = [
+        Look(np.concatenate([LATENTS, DEVIATION]), MASK),
+        Look(np.concatenate([MIRRORED, MIRRORED_DEVIATION]), MASK),
+    ]
+    write_entry(path, looks, Size(140, 128), replace(DISTRIBUTION, has_mask=True))
+    return path
+
+
+def test_each_look_is_read_by_itself(whole_entry: Path) -> None:
+    expected = replace(DISTRIBUTION, has_mask=True)
+    whole = [np.concatenate([LATENTS, DEVIATION]), np.concatenate([MIRRORED, MIRRORED_DEVIATION])]
+    for sides in ((False,), (True,), (False, True)):
+        looks = read_entry(whole_entry, expected, sides).looks
+        assert len(looks) == len(sides)
+        for look, flipped in zip(looks, sides, strict=True):
+            assert np.array_equal(look.latents, whole[flipped]) and look.mask is not None
+            assert np.array_equal(look.mask, MASK[:, ::-1] if flipped else MASK)
+    (look,) = read_entry(whole_entry, DISTRIBUTION).looks
+    assert look.mask is None  # there, but not asked for
+
+
+def test_one_look_is_read_without_the_others(whole_entry: Path) -> None:
+    """Damage of what is not needed is not even seen."""
+    content = bytearray(whole_entry.read_bytes())
+    with zipfile.ZipFile(whole_entry) as archive:
+        place = archive.getinfo("latents_flipped.npy").header_offset + 300
+    content[place] ^= 1
+    whole_entry.write_bytes(content)
+    assert read_entry(whole_entry, DISTRIBUTION, (False,)).state is State.FITS
+    for sides in ((True,), (False, True)):
+        assert read_entry(whole_entry, DISTRIBUTION, sides).state is State.DAMAGED
+
+
+def test_others_find_mean_mirrored_and_mask(whole_entry: Path) -> None:
+    with np.load(whole_entry, allow_pickle=False) as fields:
+        assert np.array_equal(fields["latents"], LATENTS) and np.array_equal(fields["latents_flipped"], MIRRORED)
+        assert np.array_equal(fields["alpha_mask"], MASK) and fields["alpha_mask"].dtype == np.float32
+        assert np.array_equal(fields["sd_atelier_deviation"], DEVIATION)
+        assert np.array_equal(fields["sd_atelier_deviation_flipped"], MIRRORED_DEVIATION)
+        assert fields.files[0] == FINGERPRINT and fields["crop_ltrb"].tolist() == [3, 0, 67, 64]
+
+
+def test_what_an_entry_has_beyond_the_need_does_not_matter(entry: Path, whole_entry: Path) -> None:
+    assert read_entry(entry, EXPECTED, (False, True)).state is State.MIRRORED
+    assert read_entry(entry, EXPECTED, (True,)).state is State.MIRRORED
+    assert read_entry(entry, replace(EXPECTED, has_mask=True)).state is State.MASK
+    assert read_entry(whole_entry, DISTRIBUTION).state is State.FITS
+
+
+def test_draws_and_distributions_are_told_apart(entry: Path, whole_entry: Path) -> None:
+    assert read_entry(entry, DISTRIBUTION).state is State.DRAW
+    assert read_entry(whole_entry, EXPECTED).state is State.DRAW
 
 
 @pytest.mark.parametrize(
@@ -67,23 +132,27 @@ def test_what_was_written_is_read(entry: Path) -> None:
         ({"crop": (4, 0, 68, 64)}, State.SIZE),
         ({"seed": 4}, State.SEED),
         ({"draw": "0/1/name.png"}, State.PLACE),
+        ({"colour": (1, 1.0)}, State.COLOUR),
+        ({"colour": (0, 0.97)}, State.COLOUR),
+        ({"precision": "bf16"}, State.PRECISION),
+        ({"vae_batch": 2}, State.PRECISION),
     ],
     ids=str,
 )
 def test_every_part_of_the_fingerprint_counts(entry: Path, changes: dict[str, Any], state: State) -> None:
     found = read_entry(entry, replace(EXPECTED, **changes))
-    assert found.state is state and found.latents is None
+    assert found.state is state and not found.looks
 
 
 def test_the_format_counts(tmp_path: Path) -> None:
-    write_of_the_future = replace(EXPECTED, format=2)
+    write_of_the_future = replace(EXPECTED, format=FORMAT + 1)
     fields: dict[str, Any] = {FINGERPRINT: np.array(write_of_the_future.as_text()), "latents": LATENTS}
     np.savez(tmp_path / "cat.npz", **fields)
     assert read_entry(tmp_path / "cat.npz", EXPECTED).state is State.FORMAT
 
 
-def test_every_state_but_one_has_a_reason() -> None:
-    assert set(REASONS) == set(State) - {State.FITS}
+def test_every_state_that_cannot_be_used_has_a_reason() -> None:
+    assert set(REASONS) == set(State) - USABLE
     assert len(set(REASONS.values())) == len(REASONS)
 
 
@@ -111,7 +180,7 @@ def test_no_flipped_bit_reaches_the_training(entry: Path) -> None:
         except UserError:  # the bit made another name of the first field
             continue
         damaged += found.state is State.DAMAGED
-        assert found.latents is None or np.array_equal(found.latents, LATENTS)
+        assert all(np.array_equal(look.latents, LATENTS) for look in found.looks)
     assert damaged > 200
 
 
@@ -157,7 +226,7 @@ def test_caches_of_other_programs_are_not_trusted_but_may_be_replaced(tmp_path: 
     np.savez(path, **fields)
     refuse_unknown(path)
     found = read_entry(path, EXPECTED)
-    assert found.state is State.FOREIGN and found.latents is None
+    assert found.state is State.FOREIGN and not found.looks
     path.write_bytes(path.read_bytes()[:-40])
     assert read_entry(path, EXPECTED).state is State.DAMAGED
 
@@ -208,7 +277,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, entry: Path) -> 
     try:
         for path in (entry, tmp_path / "new.npz"):
             with pytest.raises(UserError, match=r"the latents cannot be written: File too large") as caught:
-                write_entry(path, LATENTS + 1, Size(140, 128), EXPECTED)
+                write_entry(path, [Look(LATENTS + 1)], Size(140, 128), EXPECTED)
             assert caught.value.problems[0].where == str(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -217,7 +286,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, entry: Path) -> 
 
 def test_latents_of_another_shape_are_never_stored(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not hold what was written"):
-        write_entry(tmp_path / "cat.npz", LATENTS[:, :4], Size(140, 128), EXPECTED)
+        write_entry(tmp_path / "cat.npz", [Look(LATENTS[:, :4])], Size(140, 128), EXPECTED)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,6 +68,8 @@ def cats(tmp_path: Path) -> Path:
         ({}, None),
         ({"caption": "a cat", "train_resolution": [512, 384]}, "a cat"),
         ({"caption": "犬", "train_resolution": "odd", "rating": {"x": None}}, "犬"),
+        ({"caption": " a cat\r\n\n a dog ", "tags": "grass\nsun"}, "a cat, grass, sun\na dog, grass, sun"),
+        ({"caption": "\n", "tags": "grass\nsun"}, "grass, sun"),
     ],
 )
 def test_caption_and_tags_are_joined_and_the_rest_is_accepted(
@@ -366,7 +368,7 @@ def test_contradictions_are_refused(cats: Path, tmp_path: Path) -> None:
     save_picture(tmp_path / "parent" / "3_x" / "a.png")
     told = described(train_data_dir=str(tmp_path / "parent"), dataset_repeats=2)
     assert "--dataset_repeats: dataset_repeats has no effect" in told
-    told = described(in_json="meta.json", train_data_dir=str(cats), caption_extension=".tags")
+    told = described(in_json="meta.json", train_data_dir=str(cats), caption_extension=(".tags",))
     assert "--caption_extension: caption_extension has no effect: the captions stand in a metadata file" in told
     told = described(in_json="meta.json", train_data_dir=str(cats), reg_data_dir=str(cats))
     assert "name the same folder" in told
@@ -380,7 +382,7 @@ def test_an_ending_for_metadata_alone_is_refused_and_beside_files_allowed(cats: 
     assert "line 5, key caption_extension" in str(error.value)
     (cats / "deep" / "c.tags").write_text("from a file", encoding="utf-8")
     files = f"[[datasets.subsets]]\nimage_dir = '{cats / 'deep'}'\n"
-    index = describe_toml(tmp_path, f"{metadata}{files}", caption_extension=".tags")
+    index = describe_toml(tmp_path, f"{metadata}{files}", caption_extension=(".tags",))
     assert [index.caption(record) for record in range(2)] == ["text of a", "from a file"]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from library.diffusion.loss import weighted_mse
-from library.diffusion.objective import Objective
+from library.diffusion.objective import Captions, Objective
 from library.diffusion.schedule import scaled_linear_alphas_cumprod
 
 SCALE = 0.18215
@@ -34,9 +34,9 @@ def batch() -> dict[str, Any]:
         "latents": torch.randn(3, 4, 8, 8, generator=generator) * 5,
         "noise": torch.randn(3, 4, 8, 8, generator=generator),
         "timesteps": torch.tensor([0, 500, 999]),
-        "input_ids": torch.randint(0, 50, (3, 77), generator=generator),
-        "token_weights": None,
+        "captions": Captions(torch.randint(0, 50, (3, 77), generator=generator)),
         "loss_weights": torch.tensor([1.0, 0.5, 2.0]),
+        "masks": None,
     }
 
 
@@ -50,13 +50,14 @@ def make_objective(prediction_type: str) -> tuple[Objective, nn.Embedding]:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loss_equals_the_formula(prediction_type: str) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_loss_equals_the_formula(prediction_type: str, masked: bool) -> None:
     objective, text_encoder = make_objective(prediction_type)
-    values = batch()
+    values = batch() | {"masks": torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) if masked else None}
     loss = objective(**values, train_text_encoder=False).detach()
 
     v = {
-        key: value.double() if value is not None and value.is_floating_point() else value
+        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for key, value in values.items()
     }
     alphas = scaled_linear_alphas_cumprod().double()[v["timesteps"]].view(-1, 1, 1, 1)
@@ -64,10 +65,11 @@ def test_loss_equals_the_formula(prediction_type: str) -> None:
     noisy = alphas.sqrt() * clean + (1 - alphas).sqrt() * v["noise"]
     velocity = alphas.sqrt() * v["noise"] - (1 - alphas).sqrt() * clean
     target = v["noise"] if prediction_type == "epsilon" else velocity
-    text = text_encoder(v["input_ids"]).double().mean(dim=(1, 2)).view(-1, 1, 1, 1)
+    text = text_encoder(v["captions"].input_ids).double().mean(dim=(1, 2)).view(-1, 1, 1, 1)
     predicted = 0.7 * noisy + v["timesteps"].view(-1, 1, 1, 1) / 1000 + text
-    expected = (((predicted - target) ** 2).mean(dim=(1, 2, 3)) * v["loss_weights"]).mean()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    errors = (predicted - target) ** 2 * (v["masks"] if masked else 1)
+    expected = (errors.mean(dim=(1, 2, 3)) * v["loss_weights"]).mean()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("train_text_encoder", [True, False])
@@ -76,6 +78,22 @@ def test_gradients_reach_the_text_encoder_only_when_asked(train_text_encoder: bo
     objective(**batch(), train_text_encoder=train_text_encoder).backward()
     assert objective.unet.weight.grad is not None
     assert (text_encoder.weight.grad is not None) == train_text_encoder
+
+
+def test_encoded_captions_take_the_place_of_the_text_encoder() -> None:
+    objective, text_encoder = make_objective("epsilon")
+    values = batch()
+    expected = objective(**values, train_text_encoder=False)
+    states = text_encoder(values["captions"].input_ids).detach()
+    values["captions"] = Captions(torch.zeros(3, 77, dtype=torch.int64), states=states)
+    assert torch.equal(objective(**values, train_text_encoder=False), expected)
+
+
+def test_a_mask_of_ones_changes_no_bit() -> None:
+    prediction, target = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    weights = torch.tensor([0.3, 1.0])
+    masked = weighted_mse(prediction, target, weights, torch.ones(2, 1, 8, 8))
+    assert torch.equal(masked, weighted_mse(prediction, target, weights))
 
 
 def test_weight_zero_silences_a_sample() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from library.core.errors import UserError
-from library.core.sizes import Size
+from library.core.sizes import Size, Span
 from library.options.base import info_of, option_fields, value_type
+from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.network import NetworkOptions
 from library.options.parse import OptionValues, parse_options
@@ -52,8 +53,8 @@ def test_resolution_is_one_number_or_width_and_height(words: tuple[str, ...], si
 
 
 def test_switches_can_be_given_alone_or_with_a_value() -> None:
-    assert parse("--cache_latents").of(DataOptions).cache_latents is True
-    assert parse("--cache_latents=false").of(DataOptions).cache_latents is False
+    assert parse("--cache_latents").of(CachingOptions).cache_latents is True
+    assert parse("--cache_latents=false").of(CachingOptions).cache_latents is False
 
 
 def test_negative_numbers_are_values_not_flags() -> None:
@@ -148,7 +149,7 @@ def test_every_option_has_help_default_and_a_known_type() -> None:
         for group in script.groups:
             for item in option_fields(group):
                 assert len(info_of(item).help) > 10
-                assert value_type(group, item.name) in (bool, int, float, str, Size, tuple[str, ...])
+                assert value_type(group, item.name) in (bool, int, float, str, Size, Span, tuple[str, ...])
 
 
 def test_options_page_is_current() -> None:

@@ -1,0 +1,200 @@
+"""Fills the caches of a run before it trains: latents, and text states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextModel
+
+from library.core.errors import Problems
+from library.core.log import get_logger
+from library.data.config import SubsetConfig
+from library.data.dataset import LatentStore, TextStore
+from library.data.disk_latents import LatentFiles, VaeWork, fill_disk_store
+from library.data.entry_paths import EntryPaths
+from library.data.filling import Processes, Progress, describe_redone
+from library.data.latents import fill_memory_store
+from library.data.mirrored import with_foreign_mirrors
+from library.data.text_states import EncodeCaption, TextFiles, fill_disk_texts, fill_memory_texts
+from library.data.views import Views
+from library.options.caching import CachingOptions
+from library.options.data import default_worker_count
+from library.options.text import TextOptions
+from library.text.encoder import CaptionEncoder
+from library.text.tokenizer import CaptionTokenizer
+from library.training.latents import LatentEncoder, weights_digest
+from library.training.run import Run
+
+log = get_logger(__name__)
+
+_TEXT_FLAG = "--cache_text_encoder_outputs"
+_DISK_FLAG, _TRUST_FLAG = "--cache_latents_to_disk", "--trust_foreign_latents"
+
+
+def check_caches(
+    caching: CachingOptions,
+    text: TextOptions,
+    trains_text_encoder: bool,
+    subsets: Sequence[SubsetConfig],
+    problems: Problems,
+) -> None:
+    """Complains about caches that could not hold what is asked for.
+
+    Args:
+        caching: what is to be kept.
+        text: how captions are read.
+        trains_text_encoder: whether its weights, or a network in it, learn.
+        subsets: all folders of pictures, for the changes of their captions.
+        problems: takes what is found.
+    """
+    if caching.trust_foreign_latents and not caching.cache_latents_to_disk:
+        problems.add("latents of other programs are files", _TRUST_FLAG, f"give {_DISK_FLAG} as well, or remove it")
+    if caching.trust_foreign_latents and caching.cache_latent_distribution:
+        what = "latents of other programs are single draws, not distributions"
+        problems.add(what, f"{_TRUST_FLAG}, --cache_latent_distribution", "remove one of them")
+    if not (caching.cache_text_encoder_outputs or caching.cache_text_encoder_outputs_to_disk):
+        return
+    if trains_text_encoder:
+        what = "the text encoder is trained, so its outputs change from update to update"
+        fix = "train the U-Net alone (train_network.py: --network_train_unet_only), or remove it"
+        problems.add(what, _TEXT_FLAG, fix)
+    if text.no_token_padding:
+        what = "captions of differing lengths have text states of differing shapes"
+        problems.add(what, f"{_TEXT_FLAG}, --no_token_padding", "remove one of them")
+    for subset in subsets:
+        if subset.caption_changes.varies:
+            what = "captions change between uses there (they are shuffled, dropped, drawn or warmed up)"
+            fix = f"switch that off for all folders, or remove {_TEXT_FLAG}"
+            problems.add(what, f"{_TEXT_FLAG}, {subset.home}", fix)
+
+
+def make_latent_store(
+    run: Run, views: Views, encoder: LatentEncoder, accelerator: Accelerator
+) -> tuple[Views, LatentStore | None]:
+    """Every look of every picture encoded, in memory or on disk; None where that happens anew for every batch.
+
+    Returns:
+        The views to train with, and the store. Views differ from the given ones where latents of other programs add
+        mirrored pictures.
+
+    Raises:
+        UserError: when a picture cannot be read or encoded, or an entry cannot be written.
+    """
+    caching = run.options.caching
+    if not (caching.cache_latents or caching.cache_latents_to_disk):
+        return views, None
+    processes, workers = _processes(accelerator), worker_count(run)
+    store: LatentStore
+    if caching.cache_latents_to_disk:
+        work = VaeWork(encoder.weights_digest(), caching.vae_precision, caching.vae_batch_size)
+        files = LatentFiles(views, EntryPaths(run.index), work, caching.trust_foreign_latents)
+        if caching.trust_foreign_latents:
+            files = with_foreign_mirrors(files)
+            accelerator.wait_for_everyone()  # until all have looked, nobody replaces a file
+        views = files.views
+        with _bar("caching latents", "picture", accelerator) as progress:
+            store, reuse = fill_disk_store(files, encoder, workers, processes, progress)
+        lines, redone = reuse.lines(), reuse.redone
+    else:
+        with _bar("caching latents", "picture", accelerator) as progress:
+            memory = fill_memory_store(views, encoder, workers, caching.vae_batch_size, processes, progress)
+        store, lines, redone = memory, [], np.flatnonzero(memory.redone.numpy())
+    encoder.release()
+    told = describe_redone(run.index, redone.tolist(), caching.vae_precision)
+    for line in [*lines, *([told] if told else [])]:
+        log.info(line)
+    return views, store
+
+
+def make_text_store(
+    run: Run, tokenizer: CaptionTokenizer, text_encoder: CLIPTextModel, accelerator: Accelerator
+) -> TextStore | None:
+    """Every caption encoded, in memory or on disk; None where that happens in every batch.
+
+    The text encoder, which must be frozen, leaves the device.
+
+    Raises:
+        UserError: when an entry cannot be read or written.
+    """
+    caching, text = run.options.caching, run.options.text
+    if not (caching.cache_text_encoder_outputs or caching.cache_text_encoder_outputs_to_disk):
+        return None
+    encode = caption_encoder(text, tokenizer, text_encoder, accelerator)
+    processes = _processes(accelerator)
+    store: TextStore
+    if caching.cache_text_encoder_outputs_to_disk:
+        reading = _describe_reading(text, run.options.training.mixed_precision)
+        files = TextFiles(run.index, EntryPaths(run.index), weights_digest(text_encoder), reading)
+        with _bar("caching text states", "caption", accelerator) as progress:
+            store, reuse = fill_disk_texts(files, encode, worker_count(run), processes, progress)
+        log.info(reuse.line())
+    else:
+        with _bar("caching text states", "caption", accelerator) as progress:
+            store = fill_memory_texts(run.index, encode, processes, progress)
+    nn.Module.to(text_encoder, device="cpu")
+    return store
+
+
+def caption_encoder(
+    text: TextOptions, tokenizer: CaptionTokenizer, text_encoder: CLIPTextModel, accelerator: Accelerator
+) -> EncodeCaption:
+    """Encodes one caption in the precision of the training; (R, D) float32 on the CPU."""
+    encode_tokens = CaptionEncoder(text)
+    device = next(text_encoder.parameters()).device
+
+    @torch.no_grad()
+    def encode(caption: str) -> Tensor:
+        input_ids, weights = tokenizer([caption])
+        with accelerator.autocast():
+            on_device = None if weights is None else weights.to(device)
+            states = encode_tokens(text_encoder, input_ids.to(device), on_device)
+        return states[0].float().cpu()
+
+    return encode
+
+
+def worker_count(run: Run) -> int:
+    """Processes that read pictures."""
+    asked = run.options.data.max_data_loader_n_workers
+    return default_worker_count() if asked is None else asked
+
+
+def _describe_reading(text: TextOptions, precision: str) -> str:
+    """The options on which a caption's states depend."""
+    return json.dumps(
+        {
+            "clip_skip": text.clip_skip or 1,
+            "max_token_length": text.max_token_length,
+            "prompt_splitting": text.prompt_splitting,
+            "weighted_captions": text.weighted_captions,
+            "restore_weighted_mean": text.restore_weighted_mean,
+            "precision": precision,
+        }
+    )
+
+
+def _processes(accelerator: Accelerator) -> Processes:
+    def total(counts: Tensor) -> Tensor:
+        summed: Tensor = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+        return summed.cpu()
+
+    return Processes(accelerator.process_index, accelerator.num_processes, total)
+
+
+@contextmanager
+def _bar(title: str, unit: str, accelerator: Accelerator) -> Iterator[Progress]:
+    """A progress bar for the share of this process."""
+    with tqdm(desc=title, unit=unit, disable=not accelerator.is_main_process) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

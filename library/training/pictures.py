@@ -1,0 +1,93 @@
+"""The checks of a run's pictures: what they are, where they go, and what was asked of them. No model is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from library.core.errors import Problems, UserError
+from library.core.wording import some_of
+from library.data.augment import face_of
+from library.data.cache_checks import check_disk_cache
+from library.data.config import Description, read_description
+from library.data.index import ImageIndex, build_index
+from library.data.placement import Placements, place_all
+from library.options.caching import CachingOptions
+from library.options.data import DataOptions
+
+_NAMES_TOLD = 3
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a run, found to be in order."""
+
+    description: Description
+    index: ImageIndex
+    placements: Placements
+
+
+def check_pictures(data: DataOptions, caching: CachingOptions) -> Pictures:
+    """Finds, opens and places every picture.
+
+    Raises:
+        UserError: with everything that is wrong with them, their description and their options.
+    """
+    problems = Problems()
+    description = read_description(data, problems)
+    check_caching(description, data, caching, problems)
+    # pictures are looked at even when their description has mistakes: a broken one should be known at once
+    try:
+        index = build_index(description, data.prior_loss_weight, data.bad_images)
+    except UserError as error:
+        problems.extend(error.problems)
+        raise UserError(problems) from None
+    problems.raise_if_any()
+    _check_masks(index, problems)
+    notes = _check_faces(index, problems)
+    problems.raise_if_any()
+    placements = place_all(index)
+    if caching.cache_latents_to_disk:
+        check_disk_cache(index, placements, problems, caching, data.augmentation_variants)
+        problems.raise_if_any()
+    return Pictures(description, replace(index, notes=(*index.notes, *notes)), placements)
+
+
+def check_caching(description: Description, data: DataOptions, caching: CachingOptions, problems: Problems) -> None:
+    """Complains about caches that could not hold what is asked for, and about options of caches without one."""
+    has_cache = caching.cache_latents or caching.cache_latents_to_disk
+    subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
+    if has_cache and data.augmentation_variants is None and any(s.augmentations.has_variants for s in subsets):
+        what = "crops and colours are drawn anew at each use, and cached latents cannot follow"
+        fix = "give --augmentation_variants 4 (so many fixed ones a picture are drawn from), or cache no latents"
+        problems.add(what, "--cache_latents with random_crop, color_aug or face_crop_aug_range", fix)
+    if caching.vae_batch_size > 1 and not has_cache:
+        what = "it counts while a cache of latents is filled, and there is none"
+        problems.add(what, "--vae_batch_size", "give --cache_latents as well, or remove it")
+
+
+def _check_masks(index: ImageIndex, problems: Problems) -> None:
+    """Masks that were asked for must be there at least once in each folder."""
+    for number, subset in enumerate(index.folders):
+        own = np.asarray(index.subset) == number
+        if subset.alpha_mask and own.any() and not np.asarray(index.has_alpha)[own].any():
+            what = "alpha_mask is on, but no picture there has transparency"
+            problems.add(what, str(subset.home), "give pictures with transparent parts, or switch alpha_mask off")
+
+
+def _check_faces(index: ImageIndex, problems: Problems) -> list[str]:
+    """Notes about pictures whose names tell of no face; a folder where none does is a mistake."""
+    notes = []
+    for number, subset in enumerate(index.folders):
+        if subset.augmentations.face_crop_range is None:
+            continue
+        names = [index.names[int(record)] for record in np.flatnonzero(np.asarray(index.subset) == number)]
+        without = [name for name in names if face_of(name) is None]
+        if without and len(without) == len(names):
+            what = "face_crop_aug_range is given, but no file name there ends in _X_Y_WIDTH_HEIGHT of a face"
+            problems.add(what, str(subset.home), "rename the pictures, such as mira_320_180_90_110.png, or remove it")
+        elif without:
+            told = some_of(without[:_NAMES_TOLD], len(without))
+            notes.append(f"{subset.home}: {len(without)} pictures tell of no face and are cut as usual: {told}")
+    return notes

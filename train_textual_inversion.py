@@ -1,0 +1,24 @@
+"""Trains a new word for Stable Diffusion on your own pictures (Textual Inversion). All options: --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from library.core.errors import run_script
+from library.options.command_line import read_command_line
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Check, build, run. Heavy libraries are imported only after the options are known to be good."""
+    options = read_command_line("train_textual_inversion.py", words)
+    if options is None:
+        return
+    from library.training.preflight import check_embedding_run
+    from library.training.start import start
+
+    start(check_embedding_run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
