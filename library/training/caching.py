@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ def make_text_store(
     caching, text = run.options.caching, run.options.text
     if not (caching.cache_text_encoder_outputs or caching.cache_text_encoder_outputs_to_disk):
         return None
-    encode = caption_encoder(text, tokenizer, text_encoder, accelerator)
+    encode = caption_encoder(text, tokenizer, text_encoder, accelerator.autocast)
     processes = _processes(accelerator)
     store: TextStore
     if caching.cache_text_encoder_outputs_to_disk:
@@ -143,16 +144,19 @@ def make_text_store(
 
 
 def caption_encoder(
-    text: TextOptions, tokenizer: CaptionTokenizer, text_encoder: CLIPTextModel, accelerator: Accelerator
+    text: TextOptions,
+    tokenizer: CaptionTokenizer,
+    text_encoder: CLIPTextModel,
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> EncodeCaption:
-    """Encodes one caption in the precision of the training; (R, D) float32 on the CPU."""
+    """Encodes one caption at a time, to (R, D) float32 on the CPU; `autocast` gives the precision of the training."""
     encode_tokens = CaptionEncoder(text)
     device = next(text_encoder.parameters()).device
 
     @torch.no_grad()
     def encode(caption: str) -> Tensor:
         input_ids, weights = tokenizer([caption])
-        with accelerator.autocast():
+        with autocast():
             on_device = None if weights is None else weights.to(device)
             states = encode_tokens(text_encoder, input_ids.to(device), on_device)
         return states[0].float().cpu()

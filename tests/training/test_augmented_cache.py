@@ -128,6 +128,7 @@ def test_two_processes_share_the_memory_cache(tiny_models: dict[str, Path], pict
     assert largest_difference(one, two) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_cache_of_variants(tiny_models: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in pictures.glob("*.npz")}
