@@ -23,10 +23,10 @@ from safetensors import safe_open
 
 import train_network
 from library.core.sizes import Size
-from library.data import schema
 from library.data.buckets import BucketLimits, place
-from library.data.config import describe
-from library.data.images import check_image, load_pixels
+from library.data.description import schema
+from library.data.description.config import describe
+from library.data.pictures.images import check_image, load_pixels
 from library.data.placement import place_all
 from library.data.planner import Planner
 from library.models.save import save_diffusers, save_single_file

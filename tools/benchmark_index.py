@@ -28,14 +28,14 @@ from PIL import Image
 from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.buckets import BucketLimits
-from library.data.caption_changes import CaptionChanges
-from library.data.config import DatasetConfig, Description, SubsetConfig
-from library.data.images import examine, list_images
-from library.data.index import ImageIndex, build_index
-from library.data.index_cache import info_path
+from library.data.captions.caption_changes import CaptionChanges
+from library.data.description.config import DatasetConfig, Description, SubsetConfig
+from library.data.index.index import ImageIndex, build_index
+from library.data.index.index_cache import info_path
+from library.data.index.texts import Texts
+from library.data.pictures.images import examine, list_images
 from library.data.placement import Placements, place_all
 from library.data.planner import Planner
-from library.data.texts import Texts
 
 ROLLUP = Path("/proc/self/smaps_rollup")
 FEW = 10  # pictures of the index that the others are compared with

@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _look(options: OptionValues) -> Told:
-    from library.data.report import describe_dataset
+    from library.data.report.start_report import describe_dataset
     from library.training.pictures_told import Asked, look_at_pictures
 
     groups = (options.of(DataOptions), options.of(CachingOptions), options.of(TextOptions), options.of(TrainingOptions))
@@ -62,7 +62,7 @@ def _look(options: OptionValues) -> Told:
 
 def _write(told: Told, files: ReportOptions) -> None:
     from library.core.atomic_io import write_text_whole
-    from library.data.dataset_report import as_json_values
+    from library.data.report.dataset_report import as_json_values
     from library.training.debug_dataset import write_page
 
     if files.json is not None:

@@ -15,7 +15,7 @@ from library.core.errors import Problem, UserError
 from library.core.randomness import generator
 from library.data.augment import Choice
 from library.data.batch import Batch
-from library.data.caption_changes import Moment
+from library.data.captions.caption_changes import Moment
 from library.data.planner import BatchRequest
 from library.data.views import Views, normal
 

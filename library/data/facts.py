@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from library.core.log import get_logger
-from library.data.caption_changes import split_tags
-from library.data.config import SubsetConfig
-from library.data.index import ImageIndex
+from library.data.captions.caption_changes import split_tags
+from library.data.description.config import SubsetConfig
+from library.data.index.index import ImageIndex
 from library.data.placement import Placements
 
 # Readers limit the size of a safetensors header; the rarest tags of a huge folder are of no use to anyone.

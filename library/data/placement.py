@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from library.core.sizes import Size
 from library.data.buckets import place_columns
-from library.data.columns import SharedColumns
-from library.data.index import ImageIndex
+from library.data.index.columns import SharedColumns
+from library.data.index.index import ImageIndex
 
 
 @dataclass(frozen=True)

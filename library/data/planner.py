@@ -15,7 +15,7 @@ from typing import overload
 import numpy as np
 
 from library.core.randomness import generator
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 from library.data.placement import Placements
 from library.data.uses import DatasetUses, IntColumn, Samples, join
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.core.randomness import NO_EPOCH, generator
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 
 IntColumn = NDArray[np.int64]
 

@@ -26,10 +26,10 @@ from library.data.augment import (
     mirror,
 )
 from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
-from library.data.caption_changes import Moment, change_caption
-from library.data.config import SubsetConfig
-from library.data.images import load_picture, to_tensor
-from library.data.index import ImageIndex
+from library.data.captions.caption_changes import Moment, change_caption
+from library.data.description.config import SubsetConfig
+from library.data.index.index import ImageIndex
+from library.data.pictures.images import load_picture, to_tensor
 from library.data.placement import Placements
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from library.options.base import OptionGroup, option
 from library.options.checks import at_least
 
+TEXT_CACHE_FLAG = "--cache_text_encoder_outputs"
 VAE_PRECISIONS = ("float", "fp16", "bf16")
 
 
@@ -51,3 +52,8 @@ class CachingOptions(OptionGroup):
     cache_text_encoder_outputs_to_disk: bool = option(
         False, "keep them in .npz files beside the pictures instead, where the next run finds them"
     )
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether captions are encoded once, in memory or on disk."""
+        return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk

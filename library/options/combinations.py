@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from library.core.errors import Problems
-from library.options.caching import CachingOptions
+from library.options.caching import TEXT_CACHE_FLAG, CachingOptions
 from library.options.embedding import EmbeddingOptions
 from library.options.network import NetworkOptions
 from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
@@ -59,9 +59,33 @@ def check_text(text: TextOptions, problems: Problems) -> None:
         )
 
 
-def check_embedding(
-    embedding: EmbeddingOptions, text: TextOptions, caching: CachingOptions, problems: Problems
+def check_caching(
+    caching: CachingOptions, text: TextOptions, text_encoder_learns: str | None, problems: Problems
 ) -> None:
+    """Caches must be able to hold what they are asked to.
+
+    Args:
+        text_encoder_learns: why the outputs of the text encoder change during training; None where they do not.
+    """
+    keeps_latents = caching.cache_latents or caching.cache_latents_to_disk
+    if caching.vae_batch_size > 1 and not keeps_latents:
+        what = "it counts while a cache of latents is filled, and there is none"
+        problems.add(what, "--vae_batch_size", "give --cache_latents as well, or remove it")
+    if caching.trust_foreign_latents and not caching.cache_latents_to_disk:
+        what = "latents of other programs are files"
+        problems.add(what, "--trust_foreign_latents", "give --cache_latents_to_disk as well, or remove it")
+    if caching.trust_foreign_latents and caching.cache_latent_distribution:
+        what = "latents of other programs are single draws, not distributions"
+        problems.add(what, "--trust_foreign_latents, --cache_latent_distribution", "remove one of them")
+    if caching.keeps_texts and text_encoder_learns is not None:
+        fix = "remove it; it is for a text encoder that stays as it is (train_network.py: --network_train_unet_only)"
+        problems.add(text_encoder_learns, TEXT_CACHE_FLAG, fix)
+    if caching.keeps_texts and text.no_token_padding:
+        what = "captions of differing lengths have text states of differing shapes"
+        problems.add(what, f"{TEXT_CACHE_FLAG}, --no_token_padding", "remove one of them")
+
+
+def check_embedding(embedding: EmbeddingOptions, text: TextOptions, problems: Problems) -> None:
     """An embedding starts from one thing, fits into a caption, and changes what captions become."""
     if embedding.use_object_template and embedding.use_style_template:
         flags = "--use_object_template, --use_style_template"
@@ -76,8 +100,3 @@ def check_embedding(
     if text.weighted_captions:
         what = "weights in captions are not available for Textual Inversion"
         problems.add(what, "--weighted_captions", "remove it, and the weights in the captions")
-    kept = [name for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
-            if getattr(caching, name)]  # fmt: skip
-    if kept:
-        what = "what the text encoder makes of captions changes with the embedding, so it cannot be kept"
-        problems.add(what, f"--{kept[0]}", "remove it")

@@ -50,3 +50,10 @@ class TextOptions(OptionGroup):
     no_token_padding: bool = option(
         False, "pad captions to the longest of their batch only, not to 75 tokens, as early DreamBooth scripts did"
     )
+
+    @property
+    def rows(self) -> int:
+        """Text states of a padded caption: 77, 152 or 227; with the Web UI's splitting 77 for each piece."""
+        if self.prompt_splitting == WEBUI_SPLITTING:
+            return self.max_token_length // CHUNK_TOKENS * (CHUNK_TOKENS + 2)
+        return self.max_token_length + 2

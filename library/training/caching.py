@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from library.core.errors import Problems
 from library.core.log import get_logger
-from library.data.config import SubsetConfig
+from library.data.cache.disk_latents import LatentFiles, VaeWork, fill_disk_store
+from library.data.cache.entry_paths import EntryPaths
+from library.data.cache.filling import Processes, Progress, describe_redone
+from library.data.cache.latents import fill_memory_store
+from library.data.cache.mirrored import with_foreign_mirrors
+from library.data.cache.text_states import EncodeCaption, TextFiles, fill_disk_texts, fill_memory_texts
 from library.data.dataset import LatentStore, TextStore
-from library.data.disk_latents import LatentFiles, VaeWork, fill_disk_store
-from library.data.entry_paths import EntryPaths
-from library.data.filling import Processes, Progress, describe_redone
-from library.data.latents import fill_memory_store
-from library.data.mirrored import with_foreign_mirrors
-from library.data.text_states import EncodeCaption, TextFiles, fill_disk_texts, fill_memory_texts
 from library.data.views import Views
-from library.options.caching import CachingOptions
 from library.options.data import default_worker_count
 from library.options.text import TextOptions
 from library.text.encoder import CaptionEncoder
@@ -37,43 +34,6 @@ log = get_logger(__name__)
 
 _TEXT_FLAG = "--cache_text_encoder_outputs"
 _DISK_FLAG, _TRUST_FLAG = "--cache_latents_to_disk", "--trust_foreign_latents"
-
-
-def check_caches(
-    caching: CachingOptions,
-    text: TextOptions,
-    trains_text_encoder: bool,
-    subsets: Sequence[SubsetConfig],
-    problems: Problems,
-) -> None:
-    """Complains about caches that could not hold what is asked for.
-
-    Args:
-        caching: what is to be kept.
-        text: how captions are read.
-        trains_text_encoder: whether its weights, or a network in it, learn.
-        subsets: all folders of pictures, for the changes of their captions.
-        problems: takes what is found.
-    """
-    if caching.trust_foreign_latents and not caching.cache_latents_to_disk:
-        problems.add("latents of other programs are files", _TRUST_FLAG, f"give {_DISK_FLAG} as well, or remove it")
-    if caching.trust_foreign_latents and caching.cache_latent_distribution:
-        what = "latents of other programs are single draws, not distributions"
-        problems.add(what, f"{_TRUST_FLAG}, --cache_latent_distribution", "remove one of them")
-    if not (caching.cache_text_encoder_outputs or caching.cache_text_encoder_outputs_to_disk):
-        return
-    if trains_text_encoder:
-        what = "the text encoder is trained, so its outputs change from update to update"
-        fix = "train the U-Net alone (train_network.py: --network_train_unet_only), or remove it"
-        problems.add(what, _TEXT_FLAG, fix)
-    if text.no_token_padding:
-        what = "captions of differing lengths have text states of differing shapes"
-        problems.add(what, f"{_TEXT_FLAG}, --no_token_padding", "remove one of them")
-    for subset in subsets:
-        if subset.caption_changes.varies:
-            what = "captions change between uses there (they are shuffled, dropped, drawn or warmed up)"
-            fix = f"switch that off for all folders, or remove {_TEXT_FLAG}"
-            problems.add(what, f"{_TEXT_FLAG}, {subset.home}", fix)
 
 
 def make_latent_store(

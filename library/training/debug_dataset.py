@@ -10,7 +10,7 @@ from pathlib import Path
 from library.core.atomic_io import write_text_whole
 from library.core.errors import UserError
 from library.core.log import get_logger
-from library.data.report_page import page_of
+from library.data.report.report_page import page_of
 from library.training.pictures import Pictures
 from library.training.pictures_told import Asked, Told, tell
 from library.training.run import Run

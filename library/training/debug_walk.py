@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from library.data.dataset_report import BatchFacts
 from library.data.planner import BatchRequest, EpochPlan, Planner
+from library.data.report.dataset_report import BatchFacts
 
 MOST_SHOWN = 8  # pictures of a batch: more do not fit on a screen
 

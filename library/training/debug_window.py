@@ -9,8 +9,8 @@ import base64
 import tkinter as tk
 
 from library.core.sizes import Size
-from library.data.dataset_report import BatchFacts, Source, batch_facts, views_of
-from library.data.thumbnails import fitted, png_of, shrunk, training_pixels
+from library.data.report.dataset_report import BatchFacts, Source, batch_facts, views_of
+from library.data.report.thumbnails import fitted, png_of, shrunk, training_pixels
 from library.training.debug_walk import MOST_SHOWN, Walk, head_line
 
 _LONGEST_SIDE = 288

@@ -28,7 +28,7 @@ from library.checkpoint.metadata import (
     vae_values,
 )
 from library.core.sizes import Size
-from library.data.config import SubsetConfig
+from library.data.description.config import SubsetConfig
 from library.data.facts import as_written, bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
 from library.models.forms import EXTENSIONS
 from library.training.progress import RunPlan

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from library.core.log import get_logger
-from library.data.filling import Encoding, draw_latents, refuse_not_finite
+from library.data.cache.filling import Encoding, draw_latents, refuse_not_finite
 
 log = get_logger(__name__)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from library.core.errors import Problems, UserError
 from library.core.wording import some_of
-from library.data.config import DatasetConfig
-from library.data.index import ImageIndex
-from library.data.texts import TextsBuilder
+from library.data.description.config import DatasetConfig
+from library.data.index.index import ImageIndex
+from library.data.index.texts import TextsBuilder
 from library.methods.embedding import StartVectors
 from library.models.embedding_files import check_width, read_embedding
 from library.models.identify import ModelIdentity

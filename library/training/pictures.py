@@ -9,12 +9,13 @@ import numpy as np
 from library.core.errors import Problems, UserError
 from library.core.wording import some_of
 from library.data.augment import face_of
-from library.data.cache_checks import check_disk_cache
-from library.data.config import Description, read_description
-from library.data.index import ImageIndex, build_index
+from library.data.cache.cache_checks import check_disk_cache, check_text_disk_cache
+from library.data.description.config import Description, read_description
+from library.data.index.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
-from library.options.caching import CachingOptions
+from library.options.caching import TEXT_CACHE_FLAG, CachingOptions
 from library.options.data import DataOptions
+from library.options.text import TextOptions
 
 _NAMES_TOLD = 3
 
@@ -28,7 +29,7 @@ class Pictures:
     placements: Placements
 
 
-def check_pictures(data: DataOptions, caching: CachingOptions) -> Pictures:
+def check_pictures(data: DataOptions, caching: CachingOptions, text: TextOptions) -> Pictures:
     """Finds, opens and places every picture.
 
     Raises:
@@ -36,7 +37,7 @@ def check_pictures(data: DataOptions, caching: CachingOptions) -> Pictures:
     """
     problems = Problems()
     description = read_description(data, problems)
-    check_caching(description, data, caching, problems)
+    check_fixed_uses(description, data, caching, problems)
     # pictures are looked at even when their description has mistakes: a broken one should be known at once
     try:
         index = build_index(description, data.prior_loss_weight, data.bad_images)
@@ -50,21 +51,25 @@ def check_pictures(data: DataOptions, caching: CachingOptions) -> Pictures:
     placements = place_all(index)
     if caching.cache_latents_to_disk:
         check_disk_cache(index, placements, problems, caching, data.augmentation_variants)
-        problems.raise_if_any()
+    if caching.cache_text_encoder_outputs_to_disk:
+        check_text_disk_cache(index, text.rows, problems)
+    problems.raise_if_any()
     return Pictures(description, replace(index, notes=(*index.notes, *notes)), placements)
 
 
-def check_caching(description: Description, data: DataOptions, caching: CachingOptions, problems: Problems) -> None:
-    """Complains about caches that could not hold what is asked for, and about options of caches without one."""
+def check_fixed_uses(description: Description, data: DataOptions, caching: CachingOptions, problems: Problems) -> None:
+    """Complains about caches that could not hold what pictures and captions become from use to use."""
     has_cache = caching.cache_latents or caching.cache_latents_to_disk
     subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
     if has_cache and data.augmentation_variants is None and any(s.augmentations.has_variants for s in subsets):
         what = "crops and colours are drawn anew at each use, and cached latents cannot follow"
         fix = "give --augmentation_variants 4 (so many fixed ones a picture are drawn from), or cache no latents"
         problems.add(what, "--cache_latents with random_crop, color_aug or face_crop_aug_range", fix)
-    if caching.vae_batch_size > 1 and not has_cache:
-        what = "it counts while a cache of latents is filled, and there is none"
-        problems.add(what, "--vae_batch_size", "give --cache_latents as well, or remove it")
+    for subset in subsets if caching.keeps_texts else ():
+        if subset.caption_changes.varies:
+            what = "captions change between uses there (they are shuffled, dropped, drawn or warmed up)"
+            fix = f"switch that off for all folders, or remove {TEXT_CACHE_FLAG}"
+            problems.add(what, f"{TEXT_CACHE_FLAG}, {subset.home}", fix)
 
 
 def _check_masks(index: ImageIndex, problems: Problems) -> None:

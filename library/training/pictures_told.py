@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from library.core.errors import Problem, Problems, UserError
-from library.data.captions import find_caption
-from library.data.config import DatasetConfig, Description, SubsetConfig, read_description
-from library.data.dataset_report import (
+from library.data.captions.caption_files import find_caption
+from library.data.description.config import DatasetConfig, Description, SubsetConfig, read_description
+from library.data.index.index import CaptionSource, ImageIndex, build_index
+from library.data.index.texts import Texts
+from library.data.placement import place_all
+from library.data.planner import Planner
+from library.data.report.dataset_report import (
     DatasetReport,
     Source,
     TokenCount,
     report_of_problems,
     report_on,
 )
-from library.data.index import CaptionSource, ImageIndex, build_index
-from library.data.placement import place_all
-from library.data.planner import Planner
-from library.data.texts import Texts
 from library.data.views import Drawing, Views
 from library.options.caching import CachingOptions
 from library.options.combinations import check_text
@@ -59,7 +59,7 @@ def look_at_pictures(asked: Asked) -> Told:
     problems = Problems()
     check_text(asked.text, problems)
     try:
-        pictures: Pictures | None = check_pictures(asked.data, asked.caching)
+        pictures: Pictures | None = check_pictures(asked.data, asked.caching, asked.text)
     except UserError as error:
         pictures = _what_is_clear(asked.data)
         problems.extend(_completed(error.problems, pictures.index.left_out if pictures else ()))

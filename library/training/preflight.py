@@ -26,7 +26,7 @@ from library.models.identify import ModelIdentity, identify, resolve_prediction_
 from library.models.topology import FAMILIES
 from library.optim.optimizers import parse_optimizer_args
 from library.options.caching import CachingOptions
-from library.options.combinations import check_embedding, check_length, check_network_parts, check_text
+from library.options.combinations import check_caching, check_embedding, check_length, check_network_parts, check_text
 from library.options.data import DataOptions
 from library.options.embedding import SAFETENSORS, EmbeddingOptions
 from library.options.model import ModelOptions
@@ -72,7 +72,8 @@ def check_network_run(options: OptionValues) -> NetworkRun:
     asked, network = _run_options(options, NETWORK_LEARNING_RATE), options.of(NetworkOptions)
     check_network_parts(network, problems)
     _attempt(problems, lambda: check_network_options(network))
-    found = _check_common(asked, problems)
+    learns = None if network.network_train_unet_only else "the network changes what the text encoder makes of captions"
+    found = _check_common(asked, learns, problems)
     output = asked.output
     files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ".safetensors"))
     _check_output(output, files, True, problems)
@@ -88,11 +89,11 @@ def check_embedding_run(options: OptionValues) -> EmbeddingRun:
     """
     problems = Problems()
     asked, embedding = _run_options(options, EMBEDDING_LEARNING_RATE), options.of(EmbeddingOptions)
-    check_embedding(embedding, asked.text, asked.caching, problems)
+    check_embedding(embedding, asked.text, problems)
     template = template_of(embedding)
     if template is not None:  # captions are not read, so none can be missing
         asked = replace(asked, data=replace(asked.data, allow_missing_captions=True))
-    found = _check_common(asked, problems)
+    found = _check_common(asked, "the embedding changes what the text encoder makes of captions", problems)
     word = check_new_word(embedding, found.base.identity if found.base else None, problems)
     notes: list[str] = []
     if found.pictures is not None and template is not None:
@@ -144,7 +145,7 @@ def check_fine_tuning_run(options: OptionValues) -> FullModelRun:
 def _check_full_model(options: OptionValues, trains_text_encoder: bool, tracker: str) -> FullModelRun:
     problems = Problems()
     asked, saving = _run_options(options, MODEL_LEARNING_RATE), options.of(ModelSavingOptions)
-    found = _check_common(asked, problems)
+    found = _check_common(asked, "the text encoder is trained" if trains_text_encoder else None, problems)
     output = asked.output
     # where the base model is not understood, its form is not known either; the other checks still have their say
     loaded = found.base.identity.form if found.base else saving.save_model_as or "safetensors"
@@ -191,10 +192,11 @@ def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
     )
 
 
-def _check_common(asked: RunOptions, problems: Problems) -> _Found:
+def _check_common(asked: RunOptions, text_encoder_learns: str | None, problems: Problems) -> _Found:
     """What every script's run has to get right."""
     check_length(asked.training, problems)
     check_text(asked.text, problems)
+    check_caching(asked.caching, asked.text, text_encoder_learns, problems)
     _attempt(problems, lambda: check_precision(asked.training.mixed_precision))
     _attempt(problems, lambda: parse_optimizer_args(asked.optimizer.optimizer_args))
     if asked.output.logging_dir is not None:
@@ -202,7 +204,7 @@ def _check_common(asked: RunOptions, problems: Problems) -> _Found:
     base = check_base_model(asked.model, problems)
     if base is not None:
         _check_clip_skip(base.identity, asked.text, problems)
-    return _Found(base, _attempt(problems, lambda: check_pictures(asked.data, asked.caching)))
+    return _Found(base, _attempt(problems, lambda: check_pictures(asked.data, asked.caching, asked.text)))
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from library.core.atomic_io import size_on_disk
 from library.core.device import peak_memory_mib
 from library.core.wording import some_of
-from library.data.caption_changes import plain_caption
+from library.data.captions.caption_changes import plain_caption
 from library.data.planner import Planner
-from library.data.report import describe_dataset
+from library.data.report.start_report import describe_dataset
 from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets

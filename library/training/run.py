@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.data.config import Description
-from library.data.index import ImageIndex
+from library.data.description.config import Description
+from library.data.index.index import ImageIndex
 from library.data.placement import Placements
 from library.models.identify import ModelIdentity
 from library.options.caching import CachingOptions

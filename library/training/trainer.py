@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from library.training.guards import GradientWatch
 from library.training.progress import Progress, RunPlan
 from library.training.scalars import ScalarLog
 
-EncodeLatents = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+EncodeLatents = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], torch.Tensor]
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Trainer:
         scheduler: advanced once per update.
         method: what is trained.
         batches: batches of this process, continuous over epochs, ending with the run.
-        encode_latents: (pixels, noise of the draw) to unscaled latents, for batches without cached latents.
+        encode_latents: (pixels, noise of the draw, names) to unscaled latents, for batches without cached latents.
         watch: looks at the first gradients.
         log: takes loss and rates.
         plan: length of the run.
@@ -99,7 +99,7 @@ class Trainer:
             return batch.latents
         if batch.pixels is None or batch.latent_noise is None:
             raise ValueError("a batch needs latents, or pixels and the noise of their encoding")
-        return self.encode_latents(batch.pixels, batch.latent_noise)
+        return self.encode_latents(batch.pixels, batch.latent_noise, batch.names)
 
     def _synchronised_if(self, closes_update: bool) -> Any:
         """Processes exchange gradients with the last batch of an update only."""

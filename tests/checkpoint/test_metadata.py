@@ -25,6 +25,30 @@ JSON_KEYS = ("ss_network_args", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_ta
 CHANGING_KEYS = ("ss_session_id", "ss_training_started_at", "ss_training_finished_at", "ss_bucket_info")
 
 
+# pictures and captions that nothing happens to
+UNCHANGED: dict[str, object] = {
+    "color_aug": False,
+    "flip_aug": False,
+    "random_crop": False,
+    "face_crop_aug_range": None,
+    "alpha_mask": False,
+    "loss_weight": 1.0,
+    "shuffle_caption": False,
+    "keep_tokens": 0,
+    "caption_tag_dropout_rate": 0.0,
+    "caption_dropout_rate": 0.0,
+    "caption_dropout_every_n_epochs": 0,
+    "enable_wildcard": False,
+    "caption_separator": ",",
+    "keep_tokens_separator": None,
+    "secondary_separator": None,
+    "caption_prefix": None,
+    "caption_suffix": None,
+    "token_warmup_min": 1,
+    "token_warmup_step": 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that has ended: what its file and its log hold, and when it took place."""
@@ -157,22 +181,16 @@ def test_every_key_holds_what_really_happened(full_run: Finished, models: dict[s
             "ss_adaptive_noise_scale": "None",
             "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1,betas=0.9,0.99)",
             "ss_max_grad_norm": "0.5",
-            "ss_caption_dropout_rate": "0.0",
-            "ss_caption_tag_dropout_rate": "0.0",
+            **{f"ss_{name}": str(value) for name, value in UNCHANGED.items()},
             "ss_prior_loss_weight": "0.5",
             "ss_min_snr_gamma": "None",
             "ss_batch_size_per_device": "2",
             "ss_total_batch_size": "4",
             "ss_resolution": "(128, 64)",
-            "ss_color_aug": "False",
-            "ss_flip_aug": "False",
-            "ss_random_crop": "False",
-            "ss_shuffle_caption": "False",
             "ss_enable_bucket": "True",
             "ss_bucket_no_upscale": "False",
             "ss_min_bucket_reso": "64",
             "ss_max_bucket_reso": "128",
-            "ss_keep_tokens": "0",
             "ss_dataset_dirs": '{"3_shs cat": {"n_repeats": 3, "img_count": 2}}',
             "ss_reg_dataset_dirs": '{"2_cat": {"n_repeats": 2, "img_count": 3}}',
             "ss_tag_frequency": told["ss_tag_frequency"],
@@ -235,7 +253,7 @@ def test_hashes_are_those_of_the_file(full_run: Finished) -> None:
 
 def test_a_run_with_a_dataset_file_describes_its_datasets(plain_run: Finished) -> None:
     told = plain_run.metadata
-    same = {"shuffle_caption": False, "keep_tokens": 0, "caption_tag_dropout_rate": 0.0, "caption_dropout_rate": 0.0}
+    same = UNCHANGED
     assert json.loads(told["ss_datasets"]) == [
         {
             "batch_size_per_device": 2,

@@ -13,11 +13,11 @@ from torch import Tensor
 from library.core.sizes import Size
 from library.data.batch import Batch
 from library.data.buckets import BucketLimits
-from library.data.caption_changes import CaptionChanges
-from library.data.config import DatasetConfig, Description, SubsetConfig
+from library.data.cache.filling import Encoding, draw_latents
+from library.data.captions.caption_changes import CaptionChanges
 from library.data.dataset import LatentStore, TrainingDataset, make_loader
-from library.data.filling import Encoding, draw_latents
-from library.data.index import ImageIndex, build_index
+from library.data.description.config import DatasetConfig, Description, SubsetConfig
+from library.data.index.index import ImageIndex, build_index
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from library.data.views import Drawing, Views

@@ -10,10 +10,10 @@ import torch
 from library.core.errors import UserError
 from library.data.augment import Choice
 from library.data.batch import Batch
-from library.data.caption_changes import CaptionChanges, split_tags
+from library.data.cache.latents import fill_memory_store
+from library.data.captions.caption_changes import CaptionChanges, split_tags
 from library.data.dataset import LatentStore, TrainingDataset, make_loader
-from library.data.index import ImageIndex
-from library.data.latents import fill_memory_store
+from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from tests.data.data_helpers import (

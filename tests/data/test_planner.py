@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from library.core.sizes import Size
-from library.data.index import ImageIndex, Texts
+from library.data.index.index import ImageIndex, Texts
 from library.data.placement import Placements
 from library.data.planner import BatchRequest, Planner, RequestStream
 from tests.data.data_helpers import make_dataset, make_subset

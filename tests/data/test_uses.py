@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 from library.data.planner import Planner, RequestStream
 from library.data.uses import DatasetUses
 from tests.data.test_planner import make_index

@@ -12,8 +12,8 @@ from PIL import Image
 
 from library.core.sizes import Size, Span
 from library.data.augment import Augmentations, Choice
-from library.data.caption_changes import CaptionChanges
-from library.data.index import ImageIndex
+from library.data.captions.caption_changes import CaptionChanges
+from library.data.index.index import ImageIndex
 from library.data.views import Views
 from tests.data.data_helpers import (
     SEED,

@@ -145,7 +145,10 @@ def truncated_picture(world: World) -> Mistake:
     content = (world.photos / "dahlia.jpg").read_bytes()
     path = world.leaf / "dahlia.jpg"
     path.write_bytes(content[: len(content) // 2])
-    return Mistake(world.words(), str(path), "the picture is broken: image file is truncated", "replace the file")
+    what = "the picture is broken: the file ends before the picture does"
+    return Mistake(world.words(), str(path), what, "take it out")
+        world.words(), str(path), "the picture is broken: the file ends before the picture does", "take it out"
+    )
 
 
 def text_named_as_picture(world: World) -> Mistake:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from library.data.wildcards import draw_wildcards
+from library.data.captions.wildcards import draw_wildcards
 from library.text.aliases import Alias
 from library.text.templates import object_template, style_template
 from library.text.tokenizer import CaptionTokenizer

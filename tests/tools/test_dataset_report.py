@@ -14,7 +14,7 @@ import dataset_report
 from library.core.errors import UserError
 from library.text.tokenizer import CaptionTokenizer
 from tests.data.data_helpers import save_picture
-from tests.data.odd_pictures import Verdict, write_odd_folder
+from tests.data.pictures.odd_pictures import Verdict, write_odd_folder
 from tests.training.runs import ROOT, environment
 
 SIZES = ["--resolution", "64", "--enable_bucket", "--min_bucket_reso", "32", "--bucket_reso_steps", "16"]

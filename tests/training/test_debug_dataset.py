@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training import debug_dataset
@@ -20,7 +20,7 @@ from library.training.debug_walk import Walk, head_line
 from library.training.preflight import check_network_run
 from library.training.run import NetworkRun
 from tests.data.data_helpers import save_picture
-from tests.data.test_dataset_report import lively, source_of  # noqa: F401  # the fixture of many looks
+from tests.data.report.test_dataset_report import lively, source_of  # noqa: F401  # the fixture of many looks
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_window_shows_batches_and_closes(lively: ImageIndex, monkeypatch: py
 
 
 def test_the_head_line_names_epoch_and_batch(lively: ImageIndex) -> None:  # noqa: F811
-    from library.data.dataset_report import batch_facts
+    from library.data.report.dataset_report import batch_facts
 
     source = source_of(lively)
     batch = batch_facts(source, source.planner.epoch_plan(0)[1])

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 import train_textual_inversion
 from library.core.errors import Problems, UserError
-from library.data.caption_changes import CaptionChanges
+from library.data.captions.caption_changes import CaptionChanges
 from library.data.dataset import TrainingDataset
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 from library.data.planner import BatchRequest
 from library.models.identify import identify
 from library.options.embedding import EmbeddingOptions
@@ -70,7 +70,7 @@ def data(photos: Path, tmp_path: Path) -> list[str]:
         (["--save_model_as", "ckpt"], "--save_model_as: 'ckpt' is not available"),
         (["--weights", "none.safetensors"], "none.safetensors: no such file"),
         (["--train_text_encoder"], "command line: --train_text_encoder is not an option"),
-        (["--cache_text_encoder_outputs"], "--cache_text_encoder_outputs: what the text encoder makes of captions"),
+        (["--cache_text_encoder_outputs"], "--cache_text_encoder_outputs: the embedding changes what the text encoder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -11,6 +11,7 @@ from library.core.errors import UserError
 from library.core.sizes import Size, Span
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
+from library.options.text import TextOptions
 from library.training.pictures import Pictures, check_pictures
 from tests.data.data_helpers import save_picture
 
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 def check(folder: Path, caching: CachingOptions | None = None, **options: object) -> Pictures:
     data = DataOptions(train_data_dir=str(folder), resolution=Size(64, 64), **options)  # type: ignore[arg-type]
-    return check_pictures(data, caching or CachingOptions())
+    return check_pictures(data, caching or CachingOptions(), TextOptions())
 
 
 @pytest.mark.parametrize("cache", [{"cache_latents": True}, {"cache_latents_to_disk": True}])
@@ -39,10 +40,15 @@ def test_caches_hold_fixed_looks_only(folder: Path, cache: dict[str, bool], chan
     check(folder, caching, flip_aug=True)
 
 
-def test_a_batch_of_the_vae_needs_a_cache(folder: Path) -> None:
-    with pytest.raises(UserError, match="--vae_batch_size"):
-        check(folder, CachingOptions(vae_batch_size=4))
-    check(folder, CachingOptions(vae_batch_size=4, cache_latents=True))
+def test_kept_text_states_need_captions_that_stay(folder: Path) -> None:
+    for caching in (
+        CachingOptions(cache_text_encoder_outputs=True),
+        CachingOptions(cache_text_encoder_outputs_to_disk=True),
+    ):
+        with pytest.raises(UserError, match="captions change between uses there") as error:
+            check(folder, caching, shuffle_caption=True)
+        assert "2_shs dog" in str(error.value)
+        check(folder, caching)
 
 
 def test_masks_need_transparency_somewhere(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from library.data.index import ImageIndex
+from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from library.training.progress import Progress, RunPlan, plan_run

@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.core.errors import Problems
-from library.data.caption_changes import CaptionChanges
-from library.data.config import SubsetConfig
+from library.core.errors import UserError
 from library.models.tiny import make_tiny_model
-from library.options.caching import CachingOptions
 from library.options.text import TextOptions
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
-from library.training.caching import caption_encoder, check_caches
-from tests.data.data_helpers import make_subset
+from library.training.caching import caption_encoder
 from tests.training.runs import Tensors, assert_same, largest_difference, run_here, run_process
 
 IN_MEMORY, ON_DISK = "--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk"
@@ -128,36 +124,8 @@ def test_captions_alone_have_the_states_they_have_in_a_batch(dtype: torch.dtype)
     assert torch.equal(torch.stack([encode(caption) for caption in captions]), together)
 
 
-def _problems(
-    *subsets: SubsetConfig,
-    caching: CachingOptions = CachingOptions(cache_text_encoder_outputs=True),  # noqa: B008  # frozen
-    text: TextOptions = TextOptions(),  # noqa: B008  # frozen
-    trains: bool = False,
-) -> list[str]:
-    problems = Problems()
-    check_caches(caching, text, trains, subsets, problems)
-    return [f"{problem.where}: {problem.what}; {problem.fix}" for problem in problems]
-
-
-def test_what_cannot_be_cached_is_told(tmp_path: Path) -> None:
-    still = make_subset(tmp_path / "still", caption_changes=CaptionChanges(keep_tokens=1, prefix="a"))
-    moving = make_subset(tmp_path / "moving", caption_changes=CaptionChanges(shuffle=True))
-    assert _problems(still) == []
-    (problem,) = _problems(still, moving)
-    assert str(tmp_path / "moving") in problem and "captions change between uses" in problem
-    (problem,) = _problems(still, trains=True)
-    assert "the text encoder is trained" in problem and "--network_train_unet_only" in problem
-    (problem,) = _problems(still, text=TextOptions(no_token_padding=True))
-    assert "--no_token_padding" in problem
-    on_disk = CachingOptions(cache_text_encoder_outputs_to_disk=True)
-    assert len(_problems(moving, caching=on_disk, text=TextOptions(no_token_padding=True), trains=True)) == 3
-    assert _problems(moving, caching=CachingOptions(), trains=True) == []
-
-
-def test_trust_needs_files_and_single_draws() -> None:
-    (problem,) = _problems(caching=CachingOptions(trust_foreign_latents=True))
-    assert "--cache_latents_to_disk" in problem
-    both = CachingOptions(trust_foreign_latents=True, cache_latents_to_disk=True, cache_latent_distribution=True)
-    (problem,) = _problems(caching=both)
-    assert "single draws" in problem
-    assert _problems(caching=CachingOptions(trust_foreign_latents=True, cache_latents_to_disk=True)) == []
+def test_a_text_encoder_that_learns_is_not_cached(tiny_models: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    data = ["--train_data_dir", str(pictures), "--resolution", "64", "--max_train_steps", "1"]
+    with pytest.raises(UserError, match="the network changes what the text encoder makes of captions") as error:
+        run_here(tiny_models["sd1"], data, tmp_path, IN_MEMORY)
+    assert "--network_train_unet_only" in str(error.value)

@@ -1,0 +1,240 @@
+"""The latents of all pictures, encoded once and kept on disk, where the next run finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from library.core.errors import UserError
+from library.data.augment import Choice
+from library.data.batch import SentByValue
+from library.data.cache.entry_paths import EntryPaths
+from library.data.cache.filling import (
+    ALONE,
+    BatchEncoder,
+    Encoder,
+    Finished,
+    Processes,
+    Progress,
+    Variants,
+    draw_latents,
+    list_variants,
+    read_looks,
+    sides_of,
+)
+from library.data.cache.foreign_latents import flip_file
+from library.data.cache.latent_files import (
+    DIGEST_BYTES,
+    REASONS,
+    USABLE,
+    Fingerprint,
+    Look,
+    State,
+    picture_digest,
+    read_entry,
+    write_entry,
+)
+from library.data.dataset import Encoded, make_loader
+from library.data.views import Views
+
+
+@dataclass(frozen=True)
+class VaeWork:
+    """How pictures are encoded: digest of the weights that encode, number format, pictures encoded together."""
+
+    digest: str
+    precision: str = "float"
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class LatentFiles:
+    """What the entries of a run must be.
+
+    Attributes:
+        trusts_foreign: entries of other programs are used, if they have the right shape.
+    """
+
+    views: Views
+    paths: EntryPaths
+    vae: VaeWork
+    trusts_foreign: bool = False
+
+    def expected(self, record: int, variant: int, picture: str) -> Fingerprint:
+        """The fingerprint of one variant of a picture; `picture` is the digest of its bytes."""
+        views = self.views
+        view = views.fixed(record, Choice(variant))
+        index, is_redrawn = views.index, views.drawing.redraws_latents
+        return Fingerprint(
+            picture=picture,
+            vae=self.vae.digest,
+            resized=(view.resized.width, view.resized.height),
+            crop=view.crop,
+            seed=None if is_redrawn else views.drawing.seed,
+            draw=None if is_redrawn else f"{index.key(record)}|{variant}",
+            colour=(view.colour.hue, view.colour.gamma),
+            precision=self.vae.precision,
+            vae_batch=self.vae.batch_size,
+            has_mask=index.folders[int(index.subset[record])].alpha_mask,
+        )
+
+    def may_be_foreign(self, variant: int) -> bool:
+        """Whether the file of this variant is used where another program wrote it: others know no variants."""
+        return self.trusts_foreign and variant == 0
+
+
+@dataclass(frozen=True)
+class DiskLatentStore:
+    """Reads one look at a time, when a batch asks for it."""
+
+    files: LatentFiles
+    digests: Tensor  # (N, 16) uint8: the pictures as they were when the run began
+
+    def get(self, record: int, choice: Choice) -> Encoded:
+        """One look of a picture.
+
+        Raises:
+            UserError: when the file is not any more what it was at the start.
+        """
+        path = self.files.paths.latents(record, choice.variant)
+        digest = bytes(self.digests[record].tolist()).hex()
+        expected = self.files.expected(record, choice.variant, digest)
+        entry = read_entry(path, expected, (choice.flipped,), self.files.may_be_foreign(choice.variant))
+        if entry.state not in USABLE:
+            what = f"the cached latents are not those of the start any more ({REASONS[entry.state]})"
+            fix = "start again; runs with other settings on the same pictures must not replace each other's latents"
+            raise UserError.of(what, str(path), fix)
+        (look,) = entry.looks
+        return Encoded(torch.from_numpy(look.latents), None if look.mask is None else torch.from_numpy(look.mask)[None])
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What was there before the cache was filled.
+
+    Attributes:
+        counts: how many files had which state.
+        redone: pictures that were encoded again in float.
+        idle_flip_files: files STEM_flip.npz of other programs that are not used.
+    """
+
+    counts: Mapping[State, int]
+    redone: NDArray[np.int64]
+    idle_flip_files: int = 0
+
+    @property
+    def encoded(self) -> int:
+        return sum(self.counts[state] for state in REASONS)
+
+    def lines(self) -> list[str]:
+        """What the start report says."""
+        line = f"latents on disk: {self.counts[State.FITS]} reused, {self.encoded} encoded"
+        reasons = [f"{self.counts[state]} {reason}" for state, reason in REASONS.items() if self.counts[state]]
+        lines = [f"{line} ({', '.join(reasons)})" if reasons else line]
+        if trusted := self.counts[State.TRUSTED]:
+            lines.append(f"latents of another program, used as they are although their VAE is unknown: {trusted}")
+        if self.idle_flip_files:
+            what = "files STEM_flip.npz of another program, which are not used and stay as they are"
+            lines.append(f"{what}: {self.idle_flip_files}")
+        return lines
+
+
+def fill_disk_store(
+    files: LatentFiles,
+    encoder: Encoder,
+    workers: int,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> tuple[DiskLatentStore, Reuse]:
+    """Encodes every variant whose entry does not fit, and writes it at once, so that a stopped run loses nothing.
+
+    Args:
+        files: what the entries must be.
+        encoder: the VAE.
+        workers: processes that read pictures and entries; 0 reads them in this one.
+        processes: who else fills the same cache.
+        progress: told the files done and the number of all that this process looks after.
+
+    Raises:
+        UserError: when a picture cannot be read, its latents are not finite, or its entry cannot be written.
+    """
+    index, variants = files.views.index, list_variants(files.views, processes)
+    digests = torch.zeros(len(index), DIGEST_BYTES, dtype=torch.uint8)
+    redone = torch.zeros(len(index), dtype=torch.uint8)
+    counts = torch.zeros(len(State) + 1, dtype=torch.int64)  # the last one: flip files without use
+    loader = make_loader(_Entries(files, variants), range(len(variants.records)), workers, pin_memory=False)
+    finished_entries = BatchEncoder[_Looked](encoder, files.vae.batch_size, index).encode(loader)
+    for done, finished in enumerate(finished_entries, 1):
+        looked = finished.item
+        counts[looked.state] += 1
+        counts[-1] += looked.has_idle_flip_file
+        if looked.variant == 0:
+            digests[looked.record] = torch.tensor(list(bytes.fromhex(looked.digest)), dtype=torch.uint8)
+        if looked.pixels is not None:
+            redone[looked.record] |= int(finished.was_redone)
+            _write(files, finished)
+        if progress is not None:
+            progress(done, len(variants.records))
+    total = processes.total(counts).tolist()
+    reuse = Reuse(
+        counts={state: total[state] for state in State},
+        redone=np.flatnonzero(processes.total(redone).numpy()),
+        idle_flip_files=total[-1],
+    )
+    return DiskLatentStore(files, processes.total(digests)), reuse
+
+
+def _write(files: LatentFiles, finished: Finished[_Looked]) -> None:
+    looked = finished.item
+    mask = None if looked.mask is None else looked.mask[0].numpy()
+    looks = []
+    for side, distribution in enumerate(finished.rows):
+        latents = distribution if looked.noise is None else draw_latents(distribution, looked.noise[side])
+        looks.append(Look(latents.numpy(), mask))
+    expected = files.expected(looked.record, looked.variant, looked.digest)
+    path = files.paths.latents(looked.record, looked.variant)
+    write_entry(path, looks, files.views.index.size(looked.record), expected)
+
+
+@dataclass(frozen=True)
+class _Looked(SentByValue):
+    """The entry of one variant of a picture; with pixels, noise and mask (see `filling.Looks`) where it has to be
+    encoded."""
+
+    record: int
+    variant: int
+    state: State
+    digest: str
+    has_idle_flip_file: bool
+    pixels: Tensor | None = None
+    noise: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class _Entries(Dataset[_Looked]):
+    """Every entry once; what does not fit comes with its picture. So reading, too, runs beside the encoding."""
+
+    def __init__(self, files: LatentFiles, variants: Variants) -> None:
+        self._files = files
+        self._variants = variants
+
+    def __getitem__(self, number: int) -> _Looked:
+        files, views = self._files, self._files.views
+        record, variant = int(self._variants.records[number]), int(self._variants.numbers[number])
+        picture: Path = views.index.path(record)
+        digest = picture_digest(picture)
+        path, expected = files.paths.latents(record, variant), files.expected(record, variant, digest)
+        state = read_entry(path, expected, sides_of(views, record), files.may_be_foreign(variant)).state
+        has_idle_flip_file = state is State.FOREIGN and flip_file(path) is not None
+        if state in USABLE:
+            return _Looked(record, variant, state, digest, has_idle_flip_file)
+        looks = read_looks(views, record, variant)
+        # once more: an old digest must never stand beside the latents of a picture that was exchanged in between
+        return _Looked(record, variant, state, picture_digest(picture), has_idle_flip_file, *looks)

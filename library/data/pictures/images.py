@@ -1,0 +1,215 @@
+"""Pictures: telling whether they are whole, and turning them into training pixels.
+
+Whatever a file stores becomes 8-bit sRGB as it is meant to be seen: turned by its EXIF orientation, converted by its
+colour profile (relative colorimetric with black point compensation), the first frame of an animation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from library.core.errors import UserError
+from library.core.sizes import Size
+from library.data.pictures.colour_profiles import has_alpha, profile_note, to_srgb
+from library.data.pictures.huge_pictures import (
+    Shrunk,
+    alone_if_large,
+    can_stream,
+    check_stream,
+    is_sideways,
+    needs_no_pixels,
+    shrink_stream,
+    upright,
+)
+from library.data.pictures.picture_files import (
+    DECODE_ERRORS,
+    WHOLE_PIXELS,
+    RefusedPictureError,
+    open_picture,
+    orientation_of,
+    reason_of,
+)
+from library.data.pictures.picture_kinds import (
+    IMAGE_EXTENSIONS,
+    list_images,
+    other_pictures,
+    why_not_read,
+    wrong_ending,
+)
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Examination",
+    "Picture",
+    "Pixels",
+    "check_image",
+    "examine",
+    "list_images",
+    "load_picture",
+    "load_pixels",
+    "other_pictures",
+    "read_size",
+    "to_tensor",
+    "why_not_read",
+]
+
+Pixels = NDArray[np.uint8]
+
+_PROBE_SIZE = (64, 64)  # a JPEG asked for this small is checked to its last byte but decoded at an eighth of its size
+_REFUSALS = (*DECODE_ERRORS, RefusedPictureError, UserError)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture cut to size.
+
+    `pixels` uint8 (H, W, 3), sRGB, transparent parts on white; `alpha` uint8 (H, W), None where the file has no
+    transparency.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What one full read of a picture found: its size as seen, or why it cannot be used.
+
+    A `note` tells what is odd but no hindrance. `has_alpha`: `load_picture` will give it an alpha.
+    """
+
+    size: Size | None
+    problem: str | None
+    note: str | None = None
+    has_alpha: bool = False
+
+
+def read_size(path: Path) -> Size:
+    """The size in pixels as the picture is seen, after its EXIF orientation.
+
+    Raises:
+        UserError: when the file is no readable picture; it is named.
+    """
+    try:
+        with open_picture(path) as picture:
+            stored = Size(*picture.size)
+            if picture.format == "PNG" and "exif" not in picture.info:  # it may stand behind the pixels
+                return _as_seen(stored, _check(picture, WHOLE_PIXELS))
+            return _as_seen(stored, picture.info)
+    except _REFUSALS as error:
+        raise _unreadable(path, error) from error
+
+
+def check_image(path: Path) -> str | None:
+    """Why the picture cannot be used, or None when every byte of it decodes."""
+    return examine(path).problem
+
+
+def examine(path: Path, whole_pixels: int = WHOLE_PIXELS) -> Examination:
+    """Decodes the whole picture once: its size as seen, or the reason why it is broken. Never raises.
+
+    Args:
+        path: the picture.
+        whole_pixels: larger ones are read in strips where that is possible, else one at a time.
+    """
+    try:
+        with open_picture(path) as picture:
+            stored = Size(*picture.size)
+            info = _check(picture, whole_pixels)
+            notes = _notes(path, picture)
+            return Examination(_as_seen(stored, info), None, "; ".join(notes) or None, has_alpha(picture))
+    except _REFUSALS as error:
+        return Examination(None, reason_of(path, error))
+
+
+def load_pixels(path: Path, resized: Size, crop: tuple[int, int, int, int]) -> Pixels:
+    """As `load_picture`, without the alpha: uint8 (H, W, 3), sRGB, transparent parts on white."""
+    return load_picture(path, resized, crop).pixels
+
+
+def load_picture(
+    path: Path, resized: Size, crop: tuple[int, int, int, int], whole_pixels: int = WHOLE_PIXELS
+) -> Picture:
+    """Reads a picture as training pixels.
+
+    Args:
+        path: the picture.
+        resized: size to scale the upright picture to, in pixels.
+        crop: left, top, right, bottom of the part to cut out of it, in pixels.
+        whole_pixels: larger ones are read in strips where that is possible, else one at a time.
+
+    Raises:
+        UserError: when the file is no readable picture; it is named.
+    """
+    try:
+        with open_picture(path) as picture:
+            shrunk = _decode(picture, resized, whole_pixels)
+        colours, alpha = to_srgb(shrunk.image)
+        pixels = _cut(colours, shrunk, resized, crop)
+        return Picture(pixels, None if alpha is None else _cut(alpha, shrunk, resized, crop))
+    except _REFUSALS as error:
+        raise _unreadable(path, error) from error
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """Turns uint8 (H, W, 3) into float32 (3, H, W) from -1 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def _check(picture: Image.Image, whole_pixels: int) -> dict[Any, Any]:
+    """Reads every byte of an opened picture; its metadata, with those behind the pixels."""
+    pixels = picture.size[0] * picture.size[1]
+    if can_stream(picture) and (pixels > whole_pixels or needs_no_pixels(picture)):
+        return check_stream(picture)
+    with alone_if_large(picture, whole_pixels):
+        _draft(picture, _PROBE_SIZE)
+        picture.load()
+        return picture.info
+
+
+def _decode(picture: Image.Image, resized: Size, whole_pixels: int) -> Shrunk:
+    """The picture upright, at its full size or at least at twice the size wanted."""
+    if picture.size[0] * picture.size[1] > whole_pixels and can_stream(picture):
+        return shrink_stream(picture, resized)
+    with alone_if_large(picture, whole_pixels):
+        # A JPEG decoded at half or quarter size costs much less; twice the target leaves Lanczos enough to work on.
+        wanted = Size(2 * resized.width, 2 * resized.height)
+        _draft(picture, _as_seen(wanted, picture.info))
+        picture.load()
+    image = upright(picture, orientation_of(picture.info))
+    return Shrunk(image, (0, 0, *image.size))
+
+
+def _draft(picture: Image.Image, size: tuple[int, int]) -> None:
+    if picture.format == "JPEG":
+        picture.draft(None, size)
+
+
+def _cut(image: Image.Image, shrunk: Shrunk, resized: Size, crop: tuple[int, int, int, int]) -> Pixels:
+    scaled = image.resize(resized, Image.Resampling.LANCZOS, box=shrunk.box)
+    return np.array(scaled.crop(crop), dtype=np.uint8)
+
+
+def _notes(path: Path, picture: Image.Image) -> list[str]:
+    notes = [wrong_ending(path, picture.format), profile_note(picture)]
+    if getattr(picture, "is_animated", False):
+        notes.append("it is animated; only its first frame is used")
+    is_decoded = not getattr(picture, "tile", ())
+    if is_decoded and picture.mode in ("RGBA", "LA") and picture.getchannel("A").getextrema() == (0, 0):
+        notes.append("it is transparent everywhere, which makes it white")
+    return [note for note in notes if note is not None]
+
+
+def _as_seen(stored: Size, info: dict[Any, Any]) -> Size:
+    return Size(stored.height, stored.width) if is_sideways(orientation_of(info)) else stored
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError.of(reason_of(path, error), str(path), "replace the file or take it out of the folder")
