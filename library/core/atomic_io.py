@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY_MARK = ".tmp-"
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_MARK)}[0-9a-f]{{8}}-(?P<host>[0-9a-f]{{8}})-(?P<process>\d+)")
+_DAY = 24 * 60 * 60  # seconds
 
 
 def write_whole(path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None) -> None:
@@ -18,7 +26,7 @@ def write_whole(path: Path, write: Callable[[Path], None], check: Callable[[Path
         check: re-opens the temporary file and raises if it is not what it should be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}{TEMPORARY_MARK}{os.getpid()}{path.suffix}")
+    temporary = path.with_name(_temporary_name(path.suffix))
     try:
         write(temporary)
         _flush(temporary)
@@ -35,10 +43,63 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: _write_text(temporary, text))
 
 
+def remove_left_overs(folder: Path, ending: str) -> int:
+    """Removes temporary files of `write_whole` whose process was killed: it is dead, or they are older than a day.
+
+    Args:
+        folder: where they lie; it alone, not what is below.
+        ending: of the files, such as ".npz".
+
+    Returns:
+        How many were removed. What cannot be looked at or removed stays.
+    """
+    removed = 0
+    with suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.startswith(TEMPORARY_MARK) and entry.name.endswith(ending):
+                name = _TEMPORARY.fullmatch(entry.name.removesuffix(ending))
+                with suppress(OSError):
+                    if name is not None and entry.is_file(follow_symlinks=False) and _is_left_over(entry, name):
+                        Path(entry.path).unlink()
+                        removed += 1
+    return removed
+
+
 def size_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _temporary_name(ending: str) -> str:
+    """A name that no other process takes, on this machine or another, however long the final one is."""
+    return f"{TEMPORARY_MARK}{secrets.token_hex(4)}-{_host()}-{os.getpid()}{ending}"
+
+
+def _host() -> str:
+    """Stands for the place where a process number means something: the machine, and the container on it."""
+    place = socket.gethostname()
+    with suppress(OSError):  # Linux alone has it
+        place += str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+
+def _is_left_over(entry: os.DirEntry[str], name: re.Match[str]) -> bool:
+    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
+        return True
+    return name["host"] == _host() and not _is_alive(int(name["process"]))
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # asking would end it there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else, or is no number of a process
+        return True
+    return True
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,20 @@ def suggest_name(name: str, valid: Iterable[str], where_to_look: str) -> str:
     return f"did you mean {nearest}?" if nearest else where_to_look
 
 
+def printable(text: str) -> str:
+    """A line for a console: control characters, which file names may hold, as their codes.
+
+    They could break the line, or make a terminal hide or colour what is said.
+    """
+    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 def format_user_error(error: UserError) -> str:
     """The text a script prints for `error`."""
     count = len(error.problems)
     head = "1 problem" if count == 1 else f"{count} problems"
-    return "\n".join([f"{head} to mend before anything can run:", *(f"  * {p}" for p in error.problems)])
+    shown_problems = (Problem(printable(p.what), printable(p.where), printable(p.fix)) for p in error.problems)
+    return "\n".join([f"{head} to mend before anything can run:", *(f"  * {shown}" for shown in shown_problems)])
 
 
 def run_script(main: Callable[[], None]) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from library.core.errors import UserError
+from library.core.toml_lines import Keys, find_key_lines
 
-_BACKSLASH_HINT = "Windows paths: use single quotes ('C:\\pictures') or forward slashes"
+BACKSLASH_HINT = "Windows paths: use single quotes ('C:\\pictures') or forward slashes"
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,19 @@ class TomlFile:
     text: str
     content: dict[str, Any]
 
-    def where(self, key: str, occurrence: int = 0) -> str:
-        """File, line and key, as messages name a place. `occurrence` counts from 0 when a key stands several times."""
-        line = self._line_of(key, occurrence)
-        return f"{self.path}, line {line}, key {key}" if line else f"{self.path}, key {key}"
+    def where(self, keys: Keys) -> str:
+        """File, line and key, as messages name a place.
 
-    def _line_of(self, key: str, occurrence: int) -> int | None:
-        pattern = re.compile(rf"""^\s*(?:\[+\s*)?["']?{re.escape(key)}["']?\s*(?:=|\]|\.)""")
-        lines = [number for number, line in enumerate(self.text.splitlines(), 1) if pattern.match(line)]
-        if not lines:
-            return None
-        return lines[min(occurrence, len(lines) - 1)]
+        Args:
+            keys: the way to the value, such as ("datasets", 0, "batch_size"); tables of a list count from 0.
+        """
+        line = self._lines.get(keys)
+        named = next((str(key) for key in reversed(keys) if isinstance(key, str)), "")
+        return f"{self.path}, line {line}, key {named}" if line else f"{self.path}, key {named}"
+
+    @cached_property
+    def _lines(self) -> Mapping[Keys, int]:
+        return find_key_lines(self.text)
 
 
 def read_toml(path: Path, flag: str) -> TomlFile:
@@ -65,5 +69,5 @@ def read_toml(path: Path, flag: str) -> TomlFile:
 
 def _mend(message: str) -> str:
     if "hex value" in message or "escape" in message or "Unescaped" in message:
-        return f"mend that line; {_BACKSLASH_HINT}"
+        return f"mend that line; {BACKSLASH_HINT}"
     return "mend that line; text stands in quotes, true and false are lower case, lists in [ ]"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 
 from library.core.log import get_logger
-from library.data.captions.caption_changes import split_tags
+from library.data.captions.caption_changes import CaptionChanges, plain_caption, split_tags
+from library.data.captions.caption_files import split_lines
 from library.data.description.config import SubsetConfig
 from library.data.index.index import ImageIndex
 from library.data.placement import Placements
+from library.data.uses import Samples
 
 # Readers limit the size of a safetensors header; the rarest tags of a huge folder are of no use to anyone.
 MAX_TAGS_PER_FOLDER = 5000
@@ -31,33 +34,65 @@ def as_written(repeats: float) -> float:
     return int(repeats) if repeats == int(repeats) else repeats
 
 
-def tag_frequency(index: ImageIndex) -> dict[str, dict[str, int]]:
+def folder_names(index: ImageIndex) -> list[str]:
+    """The name of each subset in metadata; of two folders of one name the second is "name (2)"."""
+    found: list[str] = []
+    for subset in index.folders:
+        name, copies = folder_name(subset), 1
+        while name in found:  # they must not hide each other
+            copies += 1
+            name = f"{folder_name(subset)} ({copies})"
+        found.append(name)
+    return found
+
+
+def tag_frequency(index: ImageIndex, subsets: Container[int] | None = None) -> dict[str, dict[str, int]]:
     """`ss_tag_frequency`: folder name -> tag -> how often captions hold it; the 5,000 most frequent of each folder.
 
-    Tags are the comma-separated parts of the captions, in lower case.
+    Tags are the parts of captions as they are trained: with prefix and suffix, without marks, each line where lines
+    are drawn; in lower case. Captions that are trained empty have none.
+
+    Args:
+        subsets: those whose captions are trained; None for all.
     """
-    counters: dict[str, Counter[str]] = {folder_name(subset): Counter() for subset in index.folders}
-    names = [folder_name(subset) for subset in index.folders]
-    for record in range(len(index)):
-        subset = int(index.subset[record])
-        separator = index.folders[subset].caption_changes.separator
-        counters[names[subset]].update(split_tags(index.caption(record).lower(), separator))
-    for name, counter in counters.items():
+    names, counters = folder_names(index), [Counter[str]() for _ in index.folders]
+    for number, caption in zip(index.subset.tolist(), index.captions, strict=True):
+        if subsets is None or number in subsets:
+            counters[number].update(_trained_tags(caption, index.folders[number].caption_changes))
+    for name, counter in zip(names, counters, strict=True):
         if len(counter) > MAX_TAGS_PER_FOLDER:
             _log.info(
                 "%s: the file's metadata keeps the %d most frequent of %d tags", name, MAX_TAGS_PER_FOLDER, len(counter)
             )
-    return {name: dict(counter.most_common(MAX_TAGS_PER_FOLDER)) for name, counter in counters.items() if counter}
+    tables = zip(names, counters, strict=True)
+    return {name: dict(counter.most_common(MAX_TAGS_PER_FOLDER)) for name, counter in tables if counter}
 
 
-def bucket_info(index: ImageIndex, placements: Placements) -> dict[str, Any]:
-    """`ss_bucket_info`: each bucket's size and uses an epoch, and the mean difference of aspect ratios."""
-    uses = np.bincount(placements.bucket, weights=index.repeats, minlength=len(placements.buckets))
+def is_always_empty(changes: CaptionChanges) -> bool:
+    """Whether every use of a picture has an empty caption."""
+    return changes.dropout_rate >= 1 or changes.dropout_every_n_epochs == 1
+
+
+def _trained_tags(caption: str, changes: CaptionChanges) -> list[str]:
+    if is_always_empty(changes):
+        return []
+    lines = [line for line in split_lines(caption) if line.strip()] if changes.wildcard else [caption]
+    texts = (plain_caption(line, changes) for line in lines or [""])
+    return [tag.lower() for text in texts for tag in split_tags(text, changes.separator)]
+
+
+def bucket_info(index: ImageIndex, placements: Placements, uses: Samples) -> dict[str, Any]:
+    """`ss_bucket_info`: each bucket's size and uses an epoch, and the mean difference of aspect ratios.
+
+    Args:
+        uses: those of an epoch; regularisation pictures come in balance, whatever their number.
+    """
+    counts = np.bincount(np.asarray(placements.bucket)[uses.records], minlength=len(placements.buckets))
     sizes = np.array(placements.buckets, dtype=np.float64)[placements.bucket]
     errors = np.abs(sizes[:, 0] / sizes[:, 1] - index.width / index.height)
     return {
         "buckets": {
-            str(number): {"resolution": [size.width, size.height], "count": round(float(uses[number]))}
+            str(number): {"resolution": [size.width, size.height], "count": int(counts[number])}
             for number, size in enumerate(placements.buckets)
         },
         "mean_img_ar_error": float(errors.mean()),
@@ -76,12 +111,8 @@ def reg_dataset_dirs(index: ImageIndex) -> dict[str, dict[str, float]]:
 
 def _folders_of(index: ImageIndex, is_reg: bool) -> dict[str, dict[str, float]]:
     counts = np.bincount(index.subset, minlength=len(index.folders))
-    found: dict[str, dict[str, float]] = {}
-    for number, subset in enumerate(index.folders):
-        if subset.is_reg == is_reg:
-            name, copies = folder_name(subset), 1
-            while name in found:  # two folders of one name must not hide each other
-                copies += 1
-                name = f"{folder_name(subset)} ({copies})"
-            found[name] = {"n_repeats": as_written(subset.num_repeats), "img_count": int(counts[number])}
-    return found
+    return {
+        name: {"n_repeats": as_written(subset.num_repeats), "img_count": int(count)}
+        for name, subset, count in zip(folder_names(index), index.folders, counts, strict=True)
+        if subset.is_reg == is_reg
+    }

@@ -8,12 +8,14 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from library.core.errors import Problems
 from library.core.randomness import NO_EPOCH, generator
 from library.data.index.index import ImageIndex
 
 IntColumn = NDArray[np.int64]
 
 _FINEST = 10_000  # denominators of repeats up to this one are meant exactly
+_MOST_USES = 1 << 28  # of an epoch; plans take some 32 bytes a use
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,24 @@ class DatasetUses:
         return join(parts)
 
 
+def exact_repeats(num_repeats: float) -> Fraction:
+    """The repeats that are meant: 1/3 where 0.3333333333333333 is written."""
+    return Fraction(num_repeats).limit_denominator(_FINEST)
+
+
+def check_uses(index: ImageIndex, problems: Problems) -> None:
+    """Complains about folders of which an epoch would use less than one picture, and about epochs without end."""
+    counts = np.bincount(np.asarray(index.subset), minlength=len(index.folders))
+    uses = [int(count) * exact_repeats(subset.num_repeats) for count, subset in zip(counts, index.folders, strict=True)]
+    for subset, count, used in zip(index.folders, counts, uses, strict=True):
+        if count and used < 1:
+            what = f"{subset.num_repeats:g} repeats of {count} pictures are less than one picture an epoch"
+            problems.add(what, str(subset.home), f"give num_repeats of at least {1 / int(count):.4g}")
+    if sum(uses) > _MOST_USES:
+        what = f"an epoch would have {int(sum(uses))} uses, more than {_MOST_USES}"
+        problems.add(what, "num_repeats", "give fewer repeats; a run may have as many epochs as it likes")
+
+
 def join(parts: list[Samples]) -> Samples:
     """The uses of several lists behind one another."""
     return Samples(np.concatenate([p.records for p in parts]), np.concatenate([p.repeats for p in parts]))
@@ -86,7 +106,9 @@ def join(parts: list[Samples]) -> Samples:
 def _uses(index: ImageIndex, chosen: NDArray[np.bool_]) -> Samples:
     """Each chosen picture as often as its whole repeats say, first uses first."""
     rows = np.flatnonzero(chosen)
-    records = np.repeat(rows, np.asarray(index.repeats)[rows].astype(np.int64))
+    given, which = np.unique(np.asarray(index.repeats)[rows], return_inverse=True)
+    whole = np.array([int(exact_repeats(repeats)) for repeats in given], dtype=np.int64)
+    records = np.repeat(rows, whole[which])
     repeats = _occurrences(records)
     order = np.argsort(repeats, kind="stable")
     return Samples(records[order].astype(np.int64), repeats[order])
@@ -96,7 +118,7 @@ def _rotations(index: ImageIndex, chosen: NDArray[np.bool_], seed: int) -> list[
     """One for each folder whose repeats have a fraction."""
     found = []
     for number, subset in enumerate(index.folders):
-        repeats = Fraction(subset.num_repeats).limit_denominator(_FINEST)
+        repeats = exact_repeats(subset.num_repeats)
         rows = np.flatnonzero(chosen & (np.asarray(index.subset) == number))
         if repeats.denominator > 1 and len(rows):
             order = generator(seed, NO_EPOCH, f"{number}", "rotation").permutation(len(rows))

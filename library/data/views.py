@@ -32,6 +32,8 @@ from library.data.index.index import ImageIndex
 from library.data.pictures.images import load_picture, to_tensor
 from library.data.placement import Placements
 
+_LATENT_SEED = 0  # of the VAE's fixed draws: one for all runs, so that a run with another seed can use their latents
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -89,8 +91,8 @@ class Views:
         return choose(self.augmentations(record), self.drawing.variants, self.drawing.seed, epoch, use)
 
     def fixed(self, record: int, choice: Choice) -> View:
-        """One of the fixed looks."""
-        picture = self.index.key(record)
+        """One of the fixed looks, drawn from the seed and the file's name: neither repeats nor other folders count."""
+        picture = self.index.names[record]
         return fixed_view(self._frame(record), self.augmentations(record), choice, self.drawing.seed, picture)
 
     def of_use(self, record: int, choice: Choice, epoch: int, use: str) -> View:
@@ -104,9 +106,12 @@ class Views:
         )
 
     def latent_noise(self, record: int, choice: Choice) -> Tensor:
-        """The VAE's own draw for one look, (4, h, w): the same in every epoch, so that caching changes nothing."""
-        look = self.index.key(record) + ("" if choice == Choice() else f"|{choice.variant}|{choice.flipped}")
-        return normal(generator(self.drawing.seed, NO_EPOCH, look, "latent"), self.placements.bucket_size(record))
+        """The VAE's own draw for one look, (4, h, w): the same in every epoch and every run.
+
+        It depends on the file's name and the look alone, so that latents on disk serve whatever seed and dataset.
+        """
+        look = f"{self.index.names[record]}|{choice.variant}|{choice.flipped}"
+        return normal(generator(_LATENT_SEED, NO_EPOCH, look, "latent"), self.placements.bucket_size(record))
 
     def new_latent_noise(self, record: int, epoch: int, use: str) -> Tensor:
         """The VAE's draw of one use, (4, h, w)."""

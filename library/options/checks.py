@@ -29,6 +29,15 @@ def above(limit: float) -> Callable[[Any], str | None]:
     return check
 
 
+def between(low: float, high: float) -> Callable[[Any], str | None]:
+    """A check: the value lies between two limits, both included."""
+
+    def check(value: Any) -> str | None:
+        return None if low <= value <= high else f"must be between {low:g} and {high:g}, got {value:g}"
+
+    return check
+
+
 def share(value: float) -> str | None:
     """A check: a probability from 0 to 1."""
     return None if 0 <= value <= 1 else f"must be between 0 and 1, got {value:g}"
@@ -54,7 +63,9 @@ def multiple_of(step: int) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
         if value > 0 and value % step == 0:
             return None
-        return f"must be a multiple of {step}, got {value}"
+        below = value // step * step
+        near = f"; the nearest are {below} and {below + step}" if below > 0 else ""
+        return f"must be a multiple of {step}, got {value}{near}"
 
     return check
 

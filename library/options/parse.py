@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -21,6 +22,15 @@ from library.options.base import (
 )
 from library.options.config import ConfigOptions
 
+# what people look for on the command line and is said elsewhere
+_FILE_KEYS = {
+    "--batch_size": "on the command line it is --train_batch_size",
+    "--num_repeats": "write it as the number in the folder's name (10_shs dog), or in a --dataset_config file",
+    "--class_tokens": "write them as the folder's name (10_shs dog), or in a --dataset_config file",
+    "--image_dir": "on the command line it is --train_data_dir",
+    "--is_reg": "on the command line it is --reg_data_dir",
+    "--metadata_file": "on the command line it is --in_json",
+}
 GroupT = TypeVar("GroupT", bound=OptionGroup)
 
 
@@ -102,7 +112,7 @@ def _argument_settings(group: type[OptionGroup], item: Field[Any]) -> dict[str, 
     if kind is bool:
         return {**settings, "nargs": "?", "const": "true", "metavar": "true|false"}
     if kind == tuple[str, ...]:
-        settings["nargs"] = "*"
+        settings |= {"nargs": "*", "action": "extend"}
     settings["metavar"] = "|".join(info.choices) if info.choices else info.metavar
     return settings
 
@@ -124,9 +134,8 @@ def _report_unknown_words(unknown: Iterable[str], known: dict[str, Any], problem
         if is_flag:
             flag = word.split("=", 1)[0]
             flags = [f"--{name}" for name in known]
-            problems.add(
-                f"{flag} is not an option", "command line", suggest_name(flag, flags, "see --help for all options")
-            )
+            fix = _FILE_KEYS.get(flag) or suggest_name(flag, flags, "see --help for all options")
+            problems.add(f"{flag} is not an option", "command line", fix)
         elif not after_unknown_flag:
             problems.add(
                 f"{word!r} belongs to no option", "command line", "put quotes around values with spaces, or remove it"
@@ -188,7 +197,7 @@ def _read_config_file(values: dict[str, Any], known: dict[str, Any], problems: P
         problems.extend(error.problems)
         return {}
     found: dict[str, Any] = {}
-    _take_table(file, file.content, known, found, problems)
+    _take_table(file, (), known, found, problems)
     return found
 
 
@@ -199,18 +208,20 @@ def config_path(named: str) -> Path:
 
 
 def _take_table(
-    file: TomlFile, table: dict[str, Any], known: dict[str, Any], found: dict[str, Any], problems: Problems
+    file: TomlFile, names: tuple[str, ...], known: dict[str, Any], found: dict[str, Any], problems: Problems
 ) -> None:
+    table: dict[str, Any] = functools.reduce(lambda above, name: above[name], names, file.content)
     for key, value in table.items():
+        place = file.where((*names, key))
         if isinstance(value, dict) and key not in known:
-            _take_table(file, value, known, found, problems)
+            _take_table(file, (*names, key), known, found, problems)
         elif key not in known or key in ("config_file", "output_config"):
             fix = suggest_name(key, known, "see --help for all options")
-            problems.add(f"{key} is not an option", file.where(key), fix)
+            problems.add(f"{key} is not an option", place, fix)
         elif key in found:
-            problems.add(f"{key} stands twice", file.where(key, 1), "keep one of them")
+            problems.add(f"{key} stands twice", place, "keep one of them")
         else:
-            _take_value(key, value, file.where(key), known, found, problems)
+            _take_value(key, value, place, known, found, problems)
 
 
 def _report_missing(merged: dict[str, Any], known: dict[str, Any], problems: Problems) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 
 from library.text.chunks import END_ID
 
@@ -32,12 +33,13 @@ class Alias:
 
     def is_in(self, text: str) -> bool:
         """Whether the word occurs in a caption."""
-        return len(self.split(text)) > 1
+        return self._pattern.search(unicodedata.normalize("NFC", text)) is not None
 
     def split(self, text: str) -> list[str]:
         """The text before the first occurrence, between each two, and behind the last."""
-        return self._pattern().split(unicodedata.normalize("NFC", text))
+        return self._pattern.split(unicodedata.normalize("NFC", text))
 
+    @cached_property
     def _pattern(self) -> re.Pattern[str]:
         word = unicodedata.normalize("NFC", self.word)
         # a word that begins or ends with a mark, such as <mira>, has its border in itself

@@ -204,7 +204,7 @@ def _watch(run: Run, groups: list[dict[str, Any]], objective: nn.Module, plan: R
     # the first batches may be of regularisation pictures, whose captions do not have the new word
     few_have_it = isinstance(run, EmbeddingRun)
     return GradientWatch(
-        updates=max(WATCHED_UPDATES, plan.total_updates) if few_have_it else WATCHED_UPDATES,
+        updates=plan.total_updates if few_have_it else WATCHED_UPDATES,
         components={group["name"]: group["params"] for group in groups},
         names={parameter: name for name, parameter in objective.named_parameters()},
     )

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from library.core.log import get_logger
 from library.data.cache.disk_latents import LatentFiles, VaeWork, fill_disk_store
-from library.data.cache.entry_paths import EntryPaths
+from library.data.cache.entry_paths import EntryPaths, remove_temporaries
 from library.data.cache.filling import Processes, Progress, describe_redone
 from library.data.cache.latents import fill_memory_store
 from library.data.cache.mirrored import with_foreign_mirrors
@@ -52,6 +52,8 @@ def make_latent_store(
     if not (caching.cache_latents or caching.cache_latents_to_disk):
         return views, None
     processes, workers = _processes(accelerator), worker_count(run)
+    if caching.cache_latents_to_disk:
+        _clear_left_overs(run, accelerator)
     store: LatentStore
     if caching.cache_latents_to_disk:
         work = VaeWork(encoder.weights_digest(), caching.vae_precision, caching.vae_batch_size)
@@ -91,6 +93,7 @@ def make_text_store(
     processes = _processes(accelerator)
     store: TextStore
     if caching.cache_text_encoder_outputs_to_disk:
+        _clear_left_overs(run, accelerator)
         reading = _describe_reading(text, run.options.training.mixed_precision)
         files = TextFiles(run.index, EntryPaths(run.index), weights_digest(text_encoder), reading)
         with _bar("caching text states", "caption", accelerator) as progress:
@@ -142,6 +145,12 @@ def _describe_reading(text: TextOptions, precision: str) -> str:
             "precision": precision,
         }
     )
+
+
+def _clear_left_overs(run: Run, accelerator: Accelerator) -> None:
+    """Removes what runs have left beside the pictures that were killed while they wrote."""
+    if accelerator.is_main_process and (removed := remove_temporaries(EntryPaths(run.index))):
+        log.info("unfinished cache files of runs that were killed, removed: %d", removed)
 
 
 def _processes(accelerator: Accelerator) -> Processes:

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 from library.core.atomic_io import write_text_whole
-from library.core.errors import UserError
+from library.core.errors import UserError, printable
 from library.core.log import get_logger
 from library.data.report.report_page import page_of
+from library.text.tokenizer import CaptionTokenizer
 from library.training.pictures import Pictures
 from library.training.pictures_told import Asked, Told, tell
-from library.training.run import Run
+from library.training.run import EmbeddingRun, Run
 
 PAGE_NAME = "dataset_report.html"
 
@@ -34,9 +35,13 @@ def show_dataset(run: Run) -> None:
         return
     options = run.options
     asked = Asked(options.data, options.caching, options.text, options.training)
-    told = tell(Pictures(run.description, run.index, run.placements), asked)
+    # not from training/methods.py, which imports the model code for seconds
+    alias = run.word.alias if isinstance(run, EmbeddingRun) else None
+    tokenizer = CaptionTokenizer(run.base.identity.family, options.text, alias)
+    pictures = Pictures(run.description, run.index, run.placements)
+    told = tell(pictures, asked, tokenizer=tokenizer, processes=int(os.environ.get("WORLD_SIZE", "1")))
     for warning in told.report.warnings:
-        log.info("worth a look: %s", warning)
+        log.info("worth a look: %s", printable(warning))
     if told.source is not None and can_open_window():
         from library.training.debug_window import show_window
 
@@ -44,7 +49,7 @@ def show_dataset(run: Run) -> None:
         return
     path = run.files.result.parent / PAGE_NAME
     write_page(told, path, "--output_dir")
-    print(f"no window can be opened here; open this page in a browser: {path.absolute()}")
+    print(f"no window can be opened here; open this page in a browser: {printable(str(path.absolute()))}")
 
 
 def write_page(told: Told, path: Path, flag: str) -> None:
@@ -56,7 +61,7 @@ def write_page(told: Told, path: Path, flag: str) -> None:
     try:
         write_text_whole(path, page_of(told.report, told.source))
     except OSError as error:
-        raise UserError.of(f"{path} cannot be written: {error.strerror}", flag, "name another place") from None
+        raise UserError.of(f"{path} cannot be written: {error.strerror or error}", flag, "name another place") from None
 
 
 def can_open_window() -> bool:

@@ -30,6 +30,8 @@ from library.checkpoint.metadata import (
 from library.core.sizes import Size
 from library.data.description.config import SubsetConfig
 from library.data.facts import as_written, bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
+from library.data.planner import Planner
+from library.data.uses import Samples
 from library.models.forms import EXTENSIONS
 from library.training.progress import RunPlan
 from library.training.run import BaseModel, EmbeddingRun, NetworkRun, Run
@@ -134,12 +136,24 @@ def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
         **{f"ss_{name}": value for name, value in _changes(first.subsets[0]).items()},
         "ss_dataset_dirs": dataset_dirs(index),
         "ss_reg_dataset_dirs": reg_dataset_dirs(index),
-        "ss_tag_frequency": tag_frequency(index),
-        "ss_bucket_info": bucket_info(index, run.placements),
+        "ss_tag_frequency": tag_frequency(index, _subsets_with_captions(run)),
+        "ss_bucket_info": bucket_info(index, run.placements, _uses_of_first_epoch(run)),
     }
     if run.options.data.dataset_config is not None:
         values["ss_datasets"] = json.dumps([_dataset_summary(run, number) for number in range(len(index.datasets))])
     return values
+
+
+def _subsets_with_captions(run: Run) -> list[int]:
+    """The subsets whose own captions are trained; a template takes the place of those of training pictures."""
+    has_template = isinstance(run, EmbeddingRun) and run.word.template is not None
+    return [number for number, subset in enumerate(run.index.folders) if subset.is_reg or not has_template]
+
+
+def _uses_of_first_epoch(run: Run) -> Samples:
+    """As the run's planner has them."""
+    batch_sizes = [dataset.batch_size for dataset in run.index.datasets]
+    return Planner(run.index, run.placements, batch_sizes, run.options.training.seed).epoch_samples(0)
 
 
 def _dataset_summary(run: Run, number: int) -> dict[str, Any]:

@@ -8,14 +8,16 @@ import numpy as np
 
 from library.core.errors import Problems, UserError
 from library.core.wording import some_of
-from library.data.augment import face_of
+from library.data.augment import Face, face_of
 from library.data.cache.cache_checks import check_disk_cache, check_text_disk_cache
 from library.data.description.config import Description, read_description
 from library.data.index.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
+from library.data.uses import check_uses
 from library.options.caching import TEXT_CACHE_FLAG, CachingOptions
 from library.options.data import DataOptions
 from library.options.text import TextOptions
+from library.training.caption_checks import check_captions, check_losses
 
 _NAMES_TOLD = 3
 
@@ -29,8 +31,13 @@ class Pictures:
     placements: Placements
 
 
-def check_pictures(data: DataOptions, caching: CachingOptions, text: TextOptions) -> Pictures:
+def check_pictures(
+    data: DataOptions, caching: CachingOptions, text: TextOptions, max_train_steps: int | None = None
+) -> Pictures:
     """Finds, opens and places every picture.
+
+    Args:
+        max_train_steps: the length of the run in updates, where it is known.
 
     Raises:
         UserError: with everything that is wrong with them, their description and their options.
@@ -46,7 +53,12 @@ def check_pictures(data: DataOptions, caching: CachingOptions, text: TextOptions
         raise UserError(problems) from None
     problems.raise_if_any()
     _check_masks(index, problems)
-    notes = _check_faces(index, problems)
+    check_uses(index, problems)
+    notes = [
+        *_check_faces(index, problems),
+        *check_captions(index, max_train_steps, problems),
+        *check_losses(index, data.prior_loss_weight, problems),
+    ]
     problems.raise_if_any()
     placements = place_all(index)
     if caching.cache_latents_to_disk:
@@ -82,17 +94,29 @@ def _check_masks(index: ImageIndex, problems: Problems) -> None:
 
 
 def _check_faces(index: ImageIndex, problems: Problems) -> list[str]:
-    """Notes about pictures whose names tell of no face; a folder where none does is a mistake."""
+    """Notes about pictures whose names tell of no face in them; a folder where none tells of any is a mistake."""
     notes = []
     for number, subset in enumerate(index.folders):
         if subset.augmentations.face_crop_range is None:
             continue
-        names = [index.names[int(record)] for record in np.flatnonzero(np.asarray(index.subset) == number)]
-        without = [name for name in names if face_of(name) is None]
-        if without and len(without) == len(names):
+        records = [int(record) for record in np.flatnonzero(np.asarray(index.subset) == number)]
+        faces = {record: face_of(index.names[record]) for record in records}
+        without = [index.names[record] for record, face in faces.items() if face is None]
+        beyond = [index.names[record] for record, face in faces.items() if face and not _is_inside(face, index, record)]
+        if without and len(without) == len(records):
             what = "face_crop_aug_range is given, but no file name there ends in _X_Y_WIDTH_HEIGHT of a face"
             problems.add(what, str(subset.home), "rename the pictures, such as mira_320_180_90_110.png, or remove it")
-        elif without:
+            continue
+        if without:
             told = some_of(without[:_NAMES_TOLD], len(without))
             notes.append(f"{subset.home}: {len(without)} pictures tell of no face and are cut as usual: {told}")
+        if beyond:
+            told = some_of(beyond[:_NAMES_TOLD], len(beyond))
+            notes.append(f"{subset.home}: {len(beyond)} pictures tell of a face that is not inside them: {told}")
     return notes
+
+
+def _is_inside(face: Face, index: ImageIndex, record: int) -> bool:
+    """Whether a face lies in its picture: its centre does, and it is not larger than the picture."""
+    size = index.size(record)
+    return face.x <= size.width and face.y <= size.height and face.width <= size.width and face.height <= size.height

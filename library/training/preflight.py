@@ -101,7 +101,7 @@ def check_embedding_run(options: OptionValues) -> EmbeddingRun:
         found = replace(found, pictures=replace(found.pictures, index=with_template(found.pictures.index, template)))
         notes.append(f"captions: the template is trained in their place: {template}")
     if found.pictures is not None and word is not None:
-        notes += check_word_in_captions(found.pictures.index, word.alias, problems)
+        notes += check_word_in_captions(found.pictures.index, word.alias, problems, asked.text)
     output = asked.output
     ending = f".{embedding.save_model_as or SAFETENSORS}"
     files = _files(output, last_file(Path(str(output.output_dir)), output.output_name, ending))
@@ -180,14 +180,15 @@ def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
     optimizer = options.of(OptimizerOptions)
     if optimizer.learning_rate is None:
         optimizer = replace(optimizer, learning_rate=learning_rate)  # what is told and kept is what happens
+    data, output = options.of(DataOptions), options.of(OutputOptions)
     return RunOptions(
         model=options.of(ModelOptions),
-        data=options.of(DataOptions),
+        data=data,
         caching=options.of(CachingOptions),
         text=options.of(TextOptions),
         training=options.of(TrainingOptions),
         optimizer=optimizer,
-        output=options.of(OutputOptions),
+        output=replace(output, overwrite=output.overwrite or data.debug_dataset),  # what only shows replaces nothing
         learning_rate=optimizer.learning_rate or learning_rate,
     )
 
@@ -204,7 +205,8 @@ def _check_common(asked: RunOptions, text_encoder_learns: str | None, problems: 
     base = check_base_model(asked.model, problems)
     if base is not None:
         _check_clip_skip(base.identity, asked.text, problems)
-    return _Found(base, _attempt(problems, lambda: check_pictures(asked.data, asked.caching, asked.text)))
+    steps = asked.training.max_train_steps if asked.training.max_train_epochs is None else None
+    return _Found(base, _attempt(problems, lambda: check_pictures(asked.data, asked.caching, asked.text, steps)))
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:

@@ -9,10 +9,12 @@ from accelerate import Accelerator
 
 from library.core.atomic_io import size_on_disk
 from library.core.device import peak_memory_mib
+from library.core.errors import printable
 from library.core.wording import some_of
-from library.data.captions.caption_changes import plain_caption
 from library.data.planner import Planner
+from library.data.report.caption_lengths import longest_captions
 from library.data.report.start_report import describe_dataset
+from library.data.views import Drawing, Views
 from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
@@ -51,7 +53,7 @@ def start_report(
     lines.append(f"runs on: {accelerator.device}, mixed precision {training.mixed_precision}, seed {training.seed}")
     tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
     lines.append(f"writes: {run.files.result}, log {run.files.log}{tensorboard}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
@@ -80,7 +82,8 @@ def _next_step(run: Run) -> str:
 def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     """Captions that the text encoder cannot read to their end."""
     index, limit = run.index, run.options.text.max_token_length
-    lost = tokenizer.count_lost([_plain(run, i) for i in range(len(index))])
+    views = Views(index, run.placements, Drawing(run.options.training.seed))
+    lost = [max(tokenizer.count_lost(longest_captions(views, record))) for record in range(len(index))]
     long = [index.names[i] for i, count in enumerate(lost) if count > 0]
     if not long:
         return []
@@ -90,12 +93,6 @@ def _long_caption_lines(run: Run, tokenizer: CaptionTokenizer) -> list[str]:
     names = some_of(long[:_NAMES_TOLD], len(long))
     what = f"{len(long)} captions do not fit into {limit} tokens; the rest is not read"
     return [f"warning: {what} ({sum(lost)} tokens): {names}{advice}"]
-
-
-def _plain(run: Run, record: int) -> str:
-    """A picture's caption as it is trained where nothing is left out or drawn."""
-    index = run.index
-    return plain_caption(index.caption(record), index.folders[int(index.subset[record])].caption_changes)
 
 
 def _bracket_lines(run: Run) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +16,10 @@ from library.core.errors import UserError
 from library.core.log import get_logger
 
 log = get_logger(__name__)
+
+# How long one process waits for another. While a cache is filled, one may have all the pictures that are still to be
+# encoded and the others none; torch would end the run after ten minutes or half an hour.
+PATIENCE = timedelta(hours=24)
 
 
 def start_runtime(mixed_precision: str) -> Accelerator:
@@ -31,6 +37,7 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         mixed_precision=mixed_precision,
         # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
         cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 
 import train_network
+import train_textual_inversion
 from library.checkpoint.metadata import network_values, text_values
 from library.core.sizes import Size
 from library.options.network import NetworkOptions
@@ -228,6 +229,37 @@ def test_lengths_agree_with_the_log_and_the_buckets(full_run: Finished) -> None:
         width, height = bucket["resolution"]
         assert width * height <= 128 * 64 and width % 64 == height % 64 == 0
     assert 0 < info["mean_img_ar_error"] < 1
+
+
+def test_buckets_count_the_uses_of_an_epoch(train: Train, home: Path) -> None:
+    text = f"""
+        [[datasets]]
+        resolution = 64
+        [[datasets.subsets]]
+        image_dir = '{home / "train" / "3_shs cat"}'
+        class_tokens = 'shs cat'
+        [[datasets.subsets]]
+        image_dir = '{home / "reg" / "2_cat"}'
+        class_tokens = 'cat'
+        is_reg = true
+        num_repeats = 40
+    """
+    file = home / "balanced.toml"
+    file.write_text(text, encoding="utf-8")
+    told = train("sd1", "balanced", "--dataset_config", str(file), "--max_train_steps", "1").metadata
+    (bucket,) = json.loads(told["ss_bucket_info"])["buckets"].values()
+    assert bucket == {"resolution": [64, 64], "count": 4}  # two training uses and two of 120 of regularisation
+    assert told["ss_num_batches_per_epoch"] == "4"
+
+
+def test_captions_behind_a_template_are_not_told(home: Path, models: dict[str, Path]) -> None:
+    data = ["--train_data_dir", str(home / "train"), "--reg_data_dir", str(home / "reg"), "--resolution", "64"]
+    words = ["--token_string", "zumira", "--use_object_template", "--max_train_steps", "8"]
+    words += ["--pretrained_model_name_or_path", str(models["sd1"]), "--output_dir", str(home / "out-word")]
+    train_textual_inversion.main([*data, *words, "--max_data_loader_n_workers", "0"])
+    with safe_open(str(home / "out-word" / "last.safetensors"), framework="pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["ss_tag_frequency"]) == {"2_cat": {"cat": 3}}
 
 
 def test_times_are_those_of_the_run(full_run: Finished) -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from library.core.errors import Problems
 from library.data.index.index import ImageIndex
 from library.data.planner import Planner, RequestStream
-from library.data.uses import DatasetUses
+from library.data.uses import DatasetUses, check_uses
 from tests.data.test_planner import make_index
 
 
@@ -66,6 +67,24 @@ def test_over_the_epochs_each_picture_is_used_as_often_as_it_repeats(
     if reg:
         shares = [counts[record] for record in range(pictures, pictures + reg)]
         assert max(shares) - min(shares) <= 1
+
+
+def test_repeats_written_roughly_are_meant_exactly() -> None:
+    for repeats, uses in ((2.99999999, 12), (3.0, 12), (1 / 3, 4 / 3)):
+        found = DatasetUses(with_repeats(4, repeats), 0, seed=0)
+        assert found.training_uses_before(30) == round(30 * uses)
+
+
+def test_an_epoch_uses_a_picture_at_least_and_not_too_many() -> None:
+    def told(pictures: int, repeats: float) -> str:
+        problems = Problems()
+        check_uses(with_repeats(pictures, repeats), problems)
+        return "; ".join(f"{problem.what} -> {problem.fix}" for problem in problems)
+
+    assert "0.1 repeats of 4 pictures are less than one picture an epoch" in told(4, 0.1)
+    assert "at least 0.25" in told(4, 0.1)
+    assert told(4, 0.25) == told(4, 1.0) == told(10, 0.1) == ""
+    assert "uses, more than" in told(1000, 1_000_000)
 
 
 def test_batches_and_steps_count_what_epochs_really_hold() -> None:

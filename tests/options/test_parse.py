@@ -142,6 +142,21 @@ def test_written_options_read_back_equal(tmp_path: Path) -> None:
         write_options_file(first)
 
 
+@pytest.mark.parametrize(
+    ("flag", "mend"),
+    [("--batch_size", "--train_batch_size"), ("--num_repeats", "folder's name"), ("--image_dir", "--train_data_dir")],
+)
+def test_keys_of_the_dataset_file_on_the_command_line_get_their_place(flag: str, mend: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(flag, "2")
+    assert f"{flag} is not an option" in str(error.value) and mend in str(error.value)
+
+
+def test_a_list_given_twice_is_one_list() -> None:
+    words = ("--caption_extension", ".txt", "--caption_extension", ".tags", ".caption")
+    assert parse(*words).of(DataOptions).caption_extension == (".txt", ".tags", ".caption")
+
+
 def test_every_option_has_help_default_and_a_known_type() -> None:
     for script in SCRIPTS.values():
         names = [item.name for group in script.groups for item in option_fields(group)]

@@ -147,8 +147,6 @@ def truncated_picture(world: World) -> Mistake:
     path.write_bytes(content[: len(content) // 2])
     what = "the picture is broken: the file ends before the picture does"
     return Mistake(world.words(), str(path), what, "take it out")
-        world.words(), str(path), "the picture is broken: the file ends before the picture does", "take it out"
-    )
 
 
 def text_named_as_picture(world: World) -> Mistake:

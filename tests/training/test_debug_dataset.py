@@ -17,7 +17,8 @@ from library.options.scripts import SCRIPTS
 from library.training import debug_dataset
 from library.training.debug_dataset import PAGE_NAME, can_open_window, show_dataset
 from library.training.debug_walk import Walk, head_line
-from library.training.preflight import check_network_run
+from library.training.methods import make_tokenizer
+from library.training.preflight import check_embedding_run, check_network_run
 from library.training.run import NetworkRun
 from tests.data.data_helpers import save_picture
 from tests.data.report.test_dataset_report import lively, source_of  # noqa: F401  # the fixture of many looks
@@ -105,6 +106,40 @@ def test_of_several_processes_one_shows_it(run: NetworkRun, monkeypatch: pytest.
     monkeypatch.setenv("RANK", "1")
     show_dataset(run)
     assert not run.files.result.parent.exists()
+
+
+def test_it_plans_for_as_many_processes_as_were_launched(run: NetworkRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    page = run.files.result.parent / PAGE_NAME
+    for processes, updates in (("1", 6), ("2", 3), ("4", 2)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        show_dataset(run)
+        text = page.read_text(encoding="utf-8")
+        assert f"<b>{updates}</b><span>updates an epoch" in text and f"update {updates}" in text
+        assert "batch 6" in text.lower() and "batch 7" not in text.lower()  # with 4 the plan has 8, two of them copies
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="this system always has a display")
+def test_a_new_word_counts_as_its_tokens(
+    tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word of 70 vectors is 70 tokens, and pushes the end of a caption out."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    save_picture(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "a.txt").write_text("zumira, a cat on a green sofa", encoding="utf-8")
+    script = "train_textual_inversion.py"
+    words = [
+        *("--pretrained_model_name_or_path", str(tiny_models["sd1"]), "--train_data_dir", str(tmp_path / "data")),
+        *("--resolution", "64", "--max_train_steps", "5", "--output_dir", str(tmp_path / "out")),
+        *("--token_string", "zumira", "--num_vectors_per_token", "70", "--init_word", "cat", "--debug_dataset"),
+    ]
+    entry = SCRIPTS[script]
+    checked = check_embedding_run(parse_options(script, entry.description, entry.groups, words))
+    expected = make_tokenizer(checked).count_tokens(["zumira, a cat on a green sofa"])[0]
+    assert expected == 77
+    show_dataset(checked)
+    text = (checked.files.result.parent / PAGE_NAME).read_text(encoding="utf-8")
+    assert "77 tokens" in text and "2 tokens not read" in text
 
 
 def test_no_model_library_is_needed() -> None:

@@ -142,6 +142,35 @@ def test_a_file_in_the_way_is_told_before_the_model_is_loaded(
     run_here(tiny_models["sd1"], words_for(pictures), tmp_path / "out", "--cache_latents")
 
 
+def test_another_seed_and_another_place_encode_nothing(
+    tiny_models: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old-style folder's repeats, its number among the folders and the seed leave the latents as they are."""
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    pictures.rename(parent / "10_a")
+    data = ["--train_data_dir", str(parent), *BUCKETS, *STEPS]
+    run_here(tiny_models["sd1"], data, tmp_path / "first", ON_DISK)
+    (parent / "10_a").rename(parent / "30_b")
+    (parent / "05_new").mkdir()
+    shutil.copy(parent / "30_b" / "cat.jpg", parent / "05_new" / "other.jpg")
+    (parent / "05_new" / "other.txt").write_text("a cat", encoding="utf-8")
+    capsys.readouterr()
+    run_here(tiny_models["sd1"], data, tmp_path / "second", ON_DISK, "--seed", "7")
+    assert cache_line(capsys) == "latents on disk: 5 reused, 1 encoded (1 not there yet)"
+
+
+def test_what_killed_runs_left_beside_the_pictures_is_removed_and_told(
+    tiny_models: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = pictures / f".tmp-{'1' * 8}-{'0' * 8}-5.npz"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    run_here(tiny_models["sd1"], words_for(pictures), tmp_path / "out", ON_DISK)
+    assert not left.exists()
+    assert "unfinished cache files of runs that were killed, removed: 1" in capsys.readouterr().err
+
+
 def test_the_digest_of_a_vae_follows_what_encodes() -> None:
     vae = make_tiny_model("sd1", seed=0).vae
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+import train_textual_inversion
 from library.core.errors import UserError
 from library.training.guards import WATCHED_UPDATES, GradientWatch, refuse_non_finite
 from tests.training.runs import run_here
@@ -119,6 +121,23 @@ def test_weights_that_are_not_finite_are_refused_with_the_name_of_their_part(bad
         model.unet.bias[0] = bad
     with pytest.raises(UserError, match="the weights of unet are no longer finite, so they were not saved"):
         refuse_non_finite(groups)
+
+
+def test_a_new_word_that_a_short_run_never_meets_stops_it(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "2_pictures"
+    folder.mkdir()
+    for number in range(12):
+        shutil.copy(photos / "cat.jpg", folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text("zumira" if number == 5 else "a cat", encoding="utf-8")
+    base = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), "--train_data_dir", str(tmp_path)]
+    base += ["--resolution", "64", "--token_string", "zumira", "--max_data_loader_n_workers", "0"]
+    with pytest.raises(UserError, match="embedding should train but received no gradient in the first 2 updates"):
+        train_textual_inversion.main([*base, "--output_dir", str(tmp_path / "a"), "--max_train_steps", "2"])
+    assert not (tmp_path / "a" / "last.safetensors").exists()
+    train_textual_inversion.main([*base, "--output_dir", str(tmp_path / "b"), "--max_train_epochs", "1"])
+    assert (tmp_path / "b" / "last.safetensors").exists()
 
 
 THIRD_PARTY = '''

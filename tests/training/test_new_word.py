@@ -20,9 +20,13 @@ from library.data.index.index import ImageIndex
 from library.data.planner import BatchRequest
 from library.models.identify import identify
 from library.options.embedding import EmbeddingOptions
+from library.options.parse import parse_options
+from library.options.scripts import SCRIPTS
+from library.options.text import TextOptions
 from library.text.aliases import Alias
 from library.text.templates import object_template
 from library.training.new_word import check_new_word, check_word_in_captions, with_template
+from library.training.preflight import check_embedding_run
 from tests.data.data_helpers import (
     captions_in,
     index_of,
@@ -156,9 +160,10 @@ def index_with(root: Path, captions: list[str], reg: list[str], changes: Caption
     return index_of(make_dataset(*subsets))
 
 
-def told_of(index: ImageIndex) -> tuple[list[str], list[str]]:
+def told_of(index: ImageIndex, count: int = 1, **options: object) -> tuple[list[str], list[str]]:
     problems = Problems()
-    notes = check_word_in_captions(index, Alias("zumira", 1), problems)
+    text = TextOptions(**options)  # type: ignore[arg-type]
+    notes = check_word_in_captions(index, Alias("zumira", count), problems, text)
     return [problem.what for problem in problems], notes
 
 
@@ -186,6 +191,91 @@ def test_prefix_and_suffix_count(tmp_path: Path, changes: dict[str, str]) -> Non
 def test_a_wildcard_and_a_later_line_count(tmp_path: Path) -> None:
     index = index_with(tmp_path, ["{zumira|a cat}", "a dog\nmy zumira"], [], CaptionChanges(wildcard=True))
     assert told_of(index) == ([], [])
+
+
+LONG = ", ".join(["cat"] * 38)  # 75 tokens
+
+
+def test_the_word_must_be_within_what_is_read(tmp_path: Path) -> None:
+    index = index_with(tmp_path, [f"{LONG} zumira", f"{LONG}, zumira"], [], CaptionChanges())
+    (problem,), notes = told_of(index)
+    assert not notes and problem.startswith("'zumira' stands behind the 75 tokens that are read of a caption")
+    assert told_of(index, max_token_length=150) == ([], [])
+    problems = Problems()
+    check_word_in_captions(index, Alias("zumira", 1), problems)
+    assert [problem.fix for problem in problems] == ["put the word first, or give --max_token_length 150"]
+    problems = Problems()
+    check_word_in_captions(index, Alias("zumira", 160), problems, TextOptions(max_token_length=225))
+    assert [problem.fix for problem in problems] == ["put the word first, give fewer vectors"]
+
+
+def test_pictures_that_lose_the_word_are_told(tmp_path: Path) -> None:
+    index = index_with(tmp_path, ["zumira", f"{LONG}, zumira", f"zumira {LONG}", "a dog"], [], CaptionChanges())
+    problems, (lacking, cut) = told_of(index)
+    assert not problems and "1 of 4 training pictures do not have" in lacking and lacking.endswith("3.png")
+    assert cut == (
+        "warning: 1 of 4 training pictures have 'zumira' in their caption, but not whole within the 75 tokens that are"
+        " read: 1.png; put the word first, or give --max_token_length 150"
+    )
+
+
+@pytest.mark.parametrize(("before", "count", "is_read"), [(37, 1, True), (37, 2, False), (36, 3, True), (36, 4, False)])
+def test_all_vectors_of_the_word_must_be_read(tmp_path: Path, before: int, count: int, is_read: bool) -> None:
+    index = index_with(tmp_path, ["cat, " * before + "zumira"], [], CaptionChanges())
+    assert (told_of(index, count)[0] == []) == is_read
+
+
+@pytest.mark.parametrize(
+    ("captions", "changes", "is_read"),
+    [
+        ([f"{LONG}, zumira"], CaptionChanges(shuffle=True), True),
+        ([f"{LONG}, zumira"], CaptionChanges(tag_dropout_rate=0.5), True),
+        ([f"{LONG}, zumira, dog"], CaptionChanges(shuffle=True, keep_tokens=39), False),
+        (["zumira"], CaptionChanges(prefix=LONG), False),
+        ([LONG], CaptionChanges(suffix="zumira"), False),
+        ([f"{LONG} zumira\nzumira"], CaptionChanges(wildcard=True), True),
+        ([f"{{{LONG}|a}} zumira"], CaptionChanges(wildcard=True), True),
+        ([f"{{{LONG}|{LONG}}} zumira"], CaptionChanges(wildcard=True), False),
+        (["zumira"], CaptionChanges(dropout_rate=1.0), False),
+        (["zumira"], CaptionChanges(dropout_every_n_epochs=1), False),
+    ],
+)
+def test_what_becomes_of_a_caption_decides(
+    tmp_path: Path, captions: list[str], changes: CaptionChanges, is_read: bool
+) -> None:
+    assert (told_of(index_with(tmp_path, captions, [], changes))[0] == []) == is_read
+
+
+def test_a_word_behind_the_limit_stops_the_run(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+    data = style_words(CAPTION_FILES, f"{LONG}, zumira", photos, tmp_path / "data")
+    (told,) = problems_of(tiny_models["sd1"], data, tmp_path / "out", "--token_string", "zumira")
+    assert told.startswith("--token_string: 'zumira' stands behind the 75 tokens")
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), *data, "--output_dir", str(tmp_path / "out")]
+    words += ["--token_string", "zumira", "--max_train_steps", "1", "--max_token_length", "150"]
+    groups = SCRIPTS["train_textual_inversion.py"].groups
+    assert check_embedding_run(parse_options("train_textual_inversion.py", "", groups, words)).notes == ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--shuffle_caption"],
+        ["--caption_tag_dropout_rate", "0.2"],
+        ["--token_warmup_step", "0.5"],
+        ["--shuffle_caption", "--keep_tokens", "1"],
+        ["--keep_tokens_separator", "|||"],
+        ["--secondary_separator", ";;;"],
+    ],
+    ids=lambda words: words[-2] if len(words) > 1 else words[0],
+)
+def test_templates_have_no_tags(tiny_models: dict[str, Path], photos: Path, tmp_path: Path, words: list[str]) -> None:
+    data = style_words(CAPTION_FILES, "zumira ||| a;;;b", photos, tmp_path / "data", with_reg=True)
+    told = problems_of(
+        tiny_models["sd1"], data, tmp_path / "out", "--token_string", "zumira", "--use_style_template", *words
+    )
+    asked = [word.removeprefix("--") for word in words if word.startswith("--")]
+    assert [line.split(" (")[0] for line in told] == asked
+    assert all("the sentences of a template have no tags" in line for line in told)
 
 
 def test_templates_are_drawn_anew_at_each_use_and_regularisation_keeps_its_captions(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 from library.core.errors import UserError
 from library.core.log import start_logging
 from library.training.runtime import start_runtime
-from tests.training.runs import Tensors, largest_difference, run_here, run_process
+from tests.training.runs import ROOT, Tensors, environment, largest_difference, run_here, run_process
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +69,22 @@ def test_a_launcher_set_to_another_precision_is_overruled_aloud(
     start_logging()
     assert start_runtime("no").mixed_precision == "no"
     assert "mixed precision bf16; --mixed_precision no wins" in capsys.readouterr().err
+
+
+def test_processes_wait_for_each_other_for_hours(tmp_path: Path) -> None:
+    """While a cache is filled, one may have much to encode and the other nothing."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from library.training.runtime import start_runtime\n"
+        "accelerator = start_runtime('no')\n"
+        "engine = dist.group.WORLD._get_backend(accelerator.device)\n"
+        "print('waits', engine.options._timeout.total_seconds() // 3600)\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    settings = {**environment(), "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    hours = re.findall(r"waits (\d+)", result.stdout)
+    assert len(hours) == 2 and min(map(int, hours)) >= 12

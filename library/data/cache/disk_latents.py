@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,8 +40,12 @@ from library.data.cache.latent_files import (
     read_entry,
     write_entry,
 )
+from library.data.cache.trusted import refuse_lacking
 from library.data.dataset import Encoded, make_loader
+from library.data.index.index import ImageIndex
 from library.data.views import Views
+
+_MOST_READINGS = 5  # of a picture that changes each time
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,21 @@ class LatentFiles:
             vae=self.vae.digest,
             resized=(view.resized.width, view.resized.height),
             crop=view.crop,
-            seed=None if is_redrawn else views.drawing.seed,
-            draw=None if is_redrawn else f"{index.key(record)}|{variant}",
+            name=None if is_redrawn else f"{index.names[record]}|{variant}",
             colour=(view.colour.hue, view.colour.gamma),
             precision=self.vae.precision,
             vae_batch=self.vae.batch_size,
-            has_mask=index.folders[int(index.subset[record])].alpha_mask,
+            has_mask=has_mask_of(index, record),
         )
 
     def may_be_foreign(self, variant: int) -> bool:
         """Whether the file of this variant is used where another program wrote it: others know no variants."""
         return self.trusts_foreign and variant == 0
+
+
+def has_mask_of(index: ImageIndex, record: int) -> bool:
+    """Whether a picture's mask belongs to its latents: opaque pictures have none, whatever is asked for."""
+    return index.folders[int(index.subset[record])].alpha_mask and bool(index.has_alpha[record])
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ def fill_disk_store(
         progress: told the files done and the number of all that this process looks after.
 
     Raises:
-        UserError: when a picture cannot be read, its latents are not finite, or its entry cannot be written.
+        UserError: when a picture cannot be read or changes while it is, its latents are not finite, its entry cannot be
+            written, or is a file of another program that is trusted and lacks something.
     """
     index, variants = files.views.index, list_variants(files.views, processes)
     digests = torch.zeros(len(index), DIGEST_BYTES, dtype=torch.uint8)
@@ -228,13 +236,18 @@ class _Entries(Dataset[_Looked]):
     def __getitem__(self, number: int) -> _Looked:
         files, views = self._files, self._files.views
         record, variant = int(self._variants.records[number]), int(self._variants.numbers[number])
-        picture: Path = views.index.path(record)
-        digest = picture_digest(picture)
-        path, expected = files.paths.latents(record, variant), files.expected(record, variant, digest)
-        state = read_entry(path, expected, sides_of(views, record), files.may_be_foreign(variant)).state
-        has_idle_flip_file = state is State.FOREIGN and flip_file(path) is not None
-        if state in USABLE:
-            return _Looked(record, variant, state, digest, has_idle_flip_file)
-        looks = read_looks(views, record, variant)
-        # once more: an old digest must never stand beside the latents of a picture that was exchanged in between
-        return _Looked(record, variant, state, picture_digest(picture), has_idle_flip_file, *looks)
+        picture, path = views.index.path(record), files.paths.latents(record, variant)
+        for _ in range(_MOST_READINGS):
+            digest = picture_digest(picture)
+            expected = files.expected(record, variant, digest)
+            entry = read_entry(path, expected, sides_of(views, record), files.may_be_foreign(variant))
+            refuse_lacking(path, entry.lacks)
+            has_idle_flip_file = entry.state is State.FOREIGN and flip_file(path) is not None
+            if entry.state in USABLE:
+                return _Looked(record, variant, entry.state, digest, has_idle_flip_file)
+            looks = read_looks(views, record, variant)
+            # an exchanged picture's digest must not stand beside the old one's latents, nor the other way round
+            if picture_digest(picture) == digest:
+                return _Looked(record, variant, entry.state, digest, has_idle_flip_file, *looks)
+        fix = "wait until nothing writes into its folder any more, and start again"
+        raise UserError.of("the picture changed while it was read, again and again", str(picture), fix)

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from library.core.atomic_io import remove_left_overs
 from library.data.index.index import ImageIndex
+from library.data.index.index_cache import FILE_STEM
 
 _ENDING = ".npz"
 _TEXTS = ".te"
@@ -24,9 +26,9 @@ class EntryPaths:
     """Where each picture's latents and text states lie: beside it as STEM.npz, STEM.v1.npz, … and STEM.te.npz.
 
     Pictures of one folder that share a stem (a.png, a.jpg) have the whole name in front of the ending, and so do those
-    whose stem looks like that of a further file (a.v1.png). A picture that is used more than once, for example at two
-    resolutions, has STEM.npz, STEM.2.npz, …, in the order of the datasets. Only names that are not simply STEM.npz are
-    kept, so that a million pictures need no object each.
+    whose stem looks like that of a further file (a.v1.png) or of the file of `--cache_info`. A picture that is used
+    more than once, for example at two resolutions, has STEM.npz, STEM.2.npz, …, in the order of the datasets. Only
+    names that are not simply STEM.npz are kept, so that a million pictures need no object each.
     """
 
     def __init__(self, index: ImageIndex) -> None:
@@ -44,11 +46,25 @@ class EntryPaths:
         """The file with the text states of a picture's caption."""
         return self._path(record, _TEXTS)
 
+    def folders(self) -> list[Path]:
+        """Every folder with files of these, once for each way to reach it."""
+        index = self._index
+        found = {
+            (subset, _split(name)[0]): None
+            for name, subset in zip(index.names, np.asarray(index.subset).tolist(), strict=True)
+        }
+        return [index.roots[subset] / below for subset, below in found]
+
     def _path(self, record: int, addition: str) -> Path:
         index = self._index
         below, own = _split(index.names[record])
         stem = self._unusual.get(record) or _stem(own)
         return index.roots[int(index.subset[record])] / f"{below}{stem}{addition}{_ENDING}"
+
+
+def remove_temporaries(paths: EntryPaths) -> int:
+    """Removes cache files that killed processes have left unfinished; returns how many there were."""
+    return sum(remove_left_overs(folder, _ENDING) for folder in paths.folders())
 
 
 class _Stems(NamedTuple):
@@ -109,7 +125,9 @@ def _stem(own: str) -> str:
 
 
 def _looks_derived(stem: str) -> bool:
-    return "." in stem and _DERIVED.search(stem) is not None
+    if "." in stem and _DERIVED.search(stem) is not None:
+        return True
+    return stem[: len(FILE_STEM)].casefold() == FILE_STEM  # --cache_info has its file there
 
 
 def _number(folder: int, stem: str) -> int:

@@ -177,15 +177,18 @@ class BatchEncoder(Generic[ItemT]):
         self._rows: list[tuple[Finished[ItemT], Tensor]] = []  # not encoded yet; all of one shape
 
     def encode(self, items: Iterable[ItemT]) -> Iterator[Finished[ItemT]]:
-        """Every item in its order, as soon as its pictures are encoded.
+        """Every item as soon as its pictures are encoded; those without pictures at once, whatever waits before them.
 
         Raises:
             UserError: when a picture's latents are not finite; it is named.
         """
         for item in items:
             new = Finished(item)
-            pixels = [] if item.pixels is None else list(item.pixels)
-            if pixels and self._rows and self._rows[0][1].shape != pixels[0].shape:
+            if item.pixels is None:
+                yield new
+                continue
+            pixels = list(item.pixels)
+            if self._rows and self._rows[0][1].shape != pixels[0].shape:
                 self._encode_rows(len(self._rows))
             self._waiting.append(new)
             self._rows += [(new, picture) for picture in pixels]

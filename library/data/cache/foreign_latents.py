@@ -7,8 +7,9 @@ the mirrored one, STEM_flip.npz, each with a single array that NumPy called `arr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,22 @@ SHARED_FIELDS = frozenset({_LATENTS, _FLIPPED, _MASK, _OLDER, "original_size", "
 _FLIP_FILE = "_flip"
 
 ForeignLook = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+
+
+class Lack(Enum):
+    """What a file of another program has not, and the run needs."""
+
+    WHOLE = "are damaged"
+    LATENTS = "have no finite latents of the size at which their pictures are trained"
+    MIRRORED = "have no latents of the mirrored picture"
+    MASK = "have no mask of the picture's transparency"
+
+
+class Foreign(NamedTuple):
+    """The wanted looks of a file of another program; none where it lacks something."""
+
+    looks: tuple[ForeignLook, ...] = ()
+    lacks: tuple[Lack, ...] = ()
 
 
 def has_foreign_latents(arrays: Arrays) -> bool:
@@ -47,8 +64,8 @@ def flip_file(path: Path) -> Path | None:
 
 def read_foreign(
     path: Path, arrays: Arrays, shape: tuple[int, ...], sides: Sequence[bool], needs_mask: bool
-) -> list[ForeignLook] | None:
-    """The wanted looks of a file of another program, or None where it lacks one or has another shape.
+) -> Foreign:
+    """The wanted looks of a file of another program, or what it lacks.
 
     Args:
         path: the file; the mirrored latents may stand in one beside it.
@@ -57,16 +74,17 @@ def read_foreign(
         sides: False for the plain and True for the mirrored look.
         needs_mask: whether the opacity of each cell has to be there.
     """
+    looks, lacks = list[ForeignLook](), list[Lack]()
     mask = _mask(arrays.get(_MASK), shape[1:]) if needs_mask else None
-    if needs_mask and mask is None:
-        return None
-    looks: list[ForeignLook] = []
     for flipped in sides:
         latents = _fitting(_flipped(path, arrays) if flipped else arrays.get(_LATENTS, arrays.get(_OLDER)), shape)
         if latents is None:
-            return None
-        looks.append((latents, np.ascontiguousarray(mask[:, ::-1]) if flipped and mask is not None else mask))
-    return looks
+            lacks.append(Lack.MIRRORED if flipped else Lack.LATENTS)
+        else:
+            looks.append((latents, np.ascontiguousarray(mask[:, ::-1]) if flipped and mask is not None else mask))
+    if needs_mask and mask is None:
+        lacks.append(Lack.MASK)
+    return Foreign(lacks=tuple(lacks)) if lacks else Foreign(tuple(looks))
 
 
 def _flipped(path: Path, arrays: Arrays) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,17 @@ from numpy.typing import NDArray
 from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
-from library.data.cache.foreign_latents import SHARED_FIELDS, has_foreign_latents, read_foreign
-from library.data.cache.npz_files import LARGEST, Arrays, Content, first_name, may_be_torn, read_arrays, write_arrays
+from library.data.cache.foreign_latents import SHARED_FIELDS, Lack, has_foreign_latents, read_foreign
+from library.data.cache.npz_files import (
+    LARGEST,
+    Arrays,
+    Content,
+    first_name,
+    may_be_torn,
+    read_arrays,
+    refuse_dangling_link,
+    write_arrays,
+)
 
 FORMAT = 2  # of the fingerprint; to be raised when pixels are made from pictures in another way
 FINGERPRINT = "sd_atelier_fingerprint"
@@ -43,17 +52,16 @@ class State(IntEnum):
     PICTURE = 2
     VAE = 3
     SIZE = 4
-    SEED = 5
-    PLACE = 6
-    FORMAT = 7
-    FOREIGN = 8
-    DAMAGED = 9
-    COLOUR = 10
-    PRECISION = 11
-    DRAW = 12
-    MIRRORED = 13
-    MASK = 14
-    TRUSTED = 15
+    NAME = 5
+    FORMAT = 6
+    FOREIGN = 7
+    DAMAGED = 8
+    COLOUR = 9
+    PRECISION = 10
+    DRAW = 11
+    MIRRORED = 12
+    MASK = 13
+    TRUSTED = 14
 
 
 USABLE = frozenset({State.FITS, State.TRUSTED})
@@ -65,8 +73,7 @@ REASONS: Mapping[State, str] = {
     State.COLOUR: "other colours",
     State.PRECISION: "other precision or batch size of the VAE",
     State.DRAW: "a single draw where distributions are wanted, or the other way round",
-    State.SEED: "other seed",
-    State.PLACE: "other name or place in the dataset",
+    State.NAME: "other name of the picture",
     State.MIRRORED: "without the mirrored picture",
     State.MASK: "without the picture's mask",
     State.FORMAT: "written by another version",
@@ -83,7 +90,7 @@ class Fingerprint:
         picture: digest of the file's bytes.
         vae: digest of the weights that encode.
         resized: size that the picture is scaled to; `crop`: left, top, right, bottom of what is cut out of it.
-        seed: the run's seed, and `draw` the picture's name in random draws: latents are one draw of many from the VAE.
+        name: of the picture's file and of the variant, which alone decide on the VAE's draw: latents are one of many.
             None for distributions, from which each use draws.
         colour: turn of the hue and gamma, see `augment.ColourShift`.
         precision: number format of the VAE's work, `vae_batch` how many pictures it encoded together.
@@ -94,8 +101,7 @@ class Fingerprint:
     vae: str
     resized: tuple[int, int]
     crop: tuple[int, int, int, int]
-    seed: int | None
-    draw: str | None
+    name: str | None
     colour: tuple[int, float] = (0, 1.0)
     precision: str = "float"
     vae_batch: int = 1
@@ -104,7 +110,7 @@ class Fingerprint:
 
     @property
     def is_distribution(self) -> bool:
-        return self.draw is None
+        return self.name is None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,9 +121,9 @@ class Fingerprint:
     def compare(self, stored: Mapping[str, Any]) -> State:
         """What differs first in the fingerprint of a file."""
         own: dict[str, Any] = json.loads(self.as_text())
-        if stored.get("format") != FORMAT:
+        if stored.get("format") != FORMAT or "name" not in stored:
             return State.FORMAT
-        if (stored.get("draw") is None) != self.is_distribution:
+        if (stored["name"] is None) != self.is_distribution:
             return State.DRAW
         parts = (
             (State.PICTURE, ("picture",)),
@@ -125,8 +131,7 @@ class Fingerprint:
             (State.SIZE, ("resized", "crop")),
             (State.COLOUR, ("colour",)),
             (State.PRECISION, ("precision", "vae_batch")),
-            (State.SEED, ("seed",)),
-            (State.PLACE, ("draw",)),
+            (State.NAME, ("name",)),
         )
         for state, keys in parts:
             if any(stored.get(key) != own[key] for key in keys):
@@ -151,10 +156,14 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a cache file holds. `looks` are there only where `state` is one of `USABLE`."""
+    """What a cache file holds. `looks` are there only where `state` is one of `USABLE`.
+
+    `lacks`: why a file of another program cannot be used although it is trusted. It must not be replaced.
+    """
 
     state: State
     looks: tuple[Look, ...] = ()
+    lacks: tuple[Lack, ...] = ()
 
 
 def picture_digest(path: Path) -> str:
@@ -216,22 +225,26 @@ def read_entry(
         path: the file; no more of it is read than is needed.
         expected: what the latents must have been made of.
         sides: which looks are wanted, False for the plain and True for the mirrored one.
-        trusts_foreign: take latents of other programs, if they have the right shape.
+        trusts_foreign: take latents of other programs, if they have the right shape, and say what they lack if not.
 
     Raises:
         UserError: when a file of that name is plainly no cache of latents, or cannot be read; it must not be replaced.
     """
+    trusts = trusts_foreign and not expected.is_distribution
     content = _read(path, expected, sides)
     if content is None:
         return Entry(State.MISSING)
     if content.is_damaged:
-        return Entry(State.DAMAGED)
+        # whose an empty file was cannot be known, and nothing is lost with it
+        is_foreign = trusts and first_name(path) in SHARED_FIELDS
+        return Entry(State.FOREIGN, lacks=(Lack.WHOLE,)) if is_foreign else Entry(State.DAMAGED)
     if FINGERPRINT not in content.names:
-        if trusts_foreign and not expected.is_distribution:
-            found = read_foreign(path, content.arrays, expected.shape, sides, expected.has_mask)
-            if found is not None:
-                return Entry(State.TRUSTED, tuple(Look(*look) for look in found))
-        return Entry(State.FOREIGN)
+        if not trusts:
+            return Entry(State.FOREIGN)
+        found = read_foreign(path, content.arrays, expected.shape, sides, expected.has_mask)
+        if found.lacks:
+            return Entry(State.FOREIGN, lacks=found.lacks)
+        return Entry(State.TRUSTED, tuple(Look(*look) for look in found.looks))
     stored = _parse(content.arrays[FINGERPRINT])
     if stored is None:
         return Entry(State.DAMAGED)
@@ -245,18 +258,52 @@ def read_entry(
     return Entry(State.FITS, whole) if len(whole) == len(looks) else Entry(State.DAMAGED)
 
 
+def look_ahead(path: Path, expected: Fingerprint, sides: Sequence[bool], trusts_foreign: bool = False) -> State:
+    """What `read_entry` will say as far as it can be known before a VAE is loaded; no latents of ours are read.
+
+    Args:
+        path: the file.
+        expected: picture and VAE in it do not count.
+        sides: which looks are wanted.
+        trusts_foreign: latents of other programs are used.
+
+    Raises:
+        UserError: as `read_entry`.
+    """
+    content = _read(path, expected, ())
+    if content is None or content.is_damaged or FINGERPRINT not in content.names:
+        return read_entry(path, expected, sides, trusts_foreign).state
+    stored = _parse(content.arrays[FINGERPRINT])
+    if stored is None:
+        return State.DAMAGED
+    state = replace(expected, picture=stored.get("picture", ""), vae=stored.get("vae", "")).compare(stored)
+    has_sides = True not in sides or f"{_LATENTS}{_FLIPPED}" in content.names
+    return State.MIRRORED if state is State.FITS and not has_sides else state
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file begins as the entries do that we write.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        return first_name(path) == FINGERPRINT
+    except FileNotFoundError:
+        refuse_dangling_link(path)
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def refuse_unknown(path: Path) -> None:
     """Looks at a file that has the name of an entry; of one that we wrote, at its first bytes only.
 
     Raises:
         UserError: when it is plainly no cache of latents, or cannot be read.
     """
-    try:
-        if first_name(path) == FINGERPRINT:
-            return
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    read_entry(path, Fingerprint("", "", (0, 0), (0, 0, 0, 0), 0, ""))
+    if not is_ours(path):
+        read_entry(path, Fingerprint("", "", (0, 0), (0, 0, 0, 0), ""))
 
 
 def _check(path: Path, fingerprint: Fingerprint, sides: Sequence[bool]) -> None:
@@ -277,6 +324,7 @@ def _read(path: Path, expected: Fingerprint, sides: Sequence[bool]) -> Content |
         if content.is_damaged and not may_be_torn(path, {FINGERPRINT, *SHARED_FIELDS}):
             raise _not_ours(path)
     except FileNotFoundError:
+        refuse_dangling_link(path)
         return None
     except OSError as error:
         raise _unreadable(path, error) from error

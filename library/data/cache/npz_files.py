@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.core.atomic_io import write_whole
+from library.core.errors import UserError
 
 LARGEST = 1 << 28  # bytes; the latents of 8192 x 8192 pixels take 16 MiB
 _HEAD = 128  # bytes that show the name of a zip file's first member
@@ -91,6 +92,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], check: Callable[[Path], 
         OSError: the file cannot be written; nothing is left of it.
     """
     write_whole(path, lambda temporary: np.savez(temporary, **arrays), check)
+
+
+def refuse_dangling_link(path: Path) -> None:
+    """To be asked where nothing is found under a name: a link may stand there, and must not be replaced.
+
+    Raises:
+        UserError: when there is one.
+    """
+    if path.is_symlink():
+        what = f"a link to {path.readlink()} stands there, and nothing is at that place"
+        raise UserError.of(what, str(path), "bring back what it leads to (a disk may be missing), or remove the link")
 
 
 def first_name(path: Path) -> str | None:

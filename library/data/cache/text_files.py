@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.core.errors import UserError
-from library.data.cache.npz_files import first_name, may_be_torn, read_arrays, write_arrays
+from library.data.cache.npz_files import first_name, may_be_torn, read_arrays, refuse_dangling_link, write_arrays
 
 FORMAT = 1
 FINGERPRINT = "sd_atelier_text_fingerprint"
@@ -112,6 +112,7 @@ def read_texts(path: Path, expected: TextFingerprint) -> TextEntry:
         if content.is_damaged and not may_be_torn(path, {FINGERPRINT}):
             raise _not_ours(path)
     except FileNotFoundError:
+        refuse_dangling_link(path)
         return TextEntry(TextState.MISSING)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -130,6 +131,16 @@ def read_texts(path: Path, expected: TextFingerprint) -> TextEntry:
     return TextEntry(state, states)
 
 
+def look_ahead_at_texts(path: Path, caption: str) -> TextState:
+    """What `read_texts` will say of a file as far as the digest of a caption alone decides it.
+
+    Raises:
+        UserError: as `read_texts`.
+    """
+    entry = read_texts(path, TextFingerprint(caption, "", ""))
+    return TextState.FITS if entry.state in (TextState.ENCODER, TextState.READING) else entry.state
+
+
 def refuse_unknown_texts(path: Path) -> None:
     """Looks at a file that has the name of an entry; of one that we wrote, at its first bytes only.
 
@@ -139,6 +150,9 @@ def refuse_unknown_texts(path: Path) -> None:
     try:
         if first_name(path) == FINGERPRINT:
             return
+    except FileNotFoundError:
+        refuse_dangling_link(path)
+        return
     except OSError as error:
         raise _unreadable(path, error) from error
     read_texts(path, TextFingerprint("", "", ""))

@@ -11,6 +11,7 @@ from typing import Any
 from library.core.errors import Problems
 from library.core.sizes import Size
 from library.core.toml_files import read_toml
+from library.core.toml_lines import Keys
 from library.data.augment import NO_AUGMENTATION, Augmentations
 from library.data.buckets import BucketLimits
 from library.data.captions.caption_changes import CaptionChanges
@@ -120,7 +121,10 @@ def read_description(options: DataOptions, problems: Problems) -> Description:
     source = Problems()
     content, where = _read_source(options, source, notes)
     problems.extend(source)
-    if source and not content:  # the pictures are unclear, but the sizes on the command line can still be judged
+    if source and not content:
+        if options.dataset_config is not None:
+            return Description((), tuple(notes))
+        # the pictures are unclear, but the sizes on the command line can still be judged
         nothing = Table({}, {})
         unclear = DatasetTables("command line", nothing, ())
         _build_dataset(unclear, Structure(nothing, (unclear,), frozenset()), options, problems, notes)
@@ -163,7 +167,7 @@ def _name_one_folder(first: str | None, second: str | None) -> bool:
     return first is not None and second is not None and Path(first).resolve() == Path(second).resolve()
 
 
-def _no_place(key: str, occurrence: int) -> str:
+def _no_place(keys: Keys) -> str:
     return "command line"
 
 

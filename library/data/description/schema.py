@@ -6,7 +6,6 @@ stops at the first bad entry of a list, so each table is checked on its own and 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,10 +15,12 @@ import voluptuous as vol
 
 from library.core.errors import Problems, nearest_name
 from library.core.sizes import Size, Span
+from library.core.toml_files import BACKSLASH_HINT
+from library.core.toml_lines import Keys
 from library.options.base import convert
-from library.options.checks import above, at_least, multiple_of, not_blank, rising_from, share
+from library.options.checks import at_least, between, multiple_of, not_blank, rising_from, share
 
-Where = Callable[[str, int], str]  # key and how often it stood before -> file and line, or flag
+Where = Callable[[Keys], str]  # the way to a value -> file and line, or flag
 
 GENERAL, DATASET, SUBSET = "[general]", "[[datasets]]", "[[datasets.subsets]]"
 _STRUCTURE_KEYS = MappingProxyType({"general": GENERAL, "datasets": DATASET, "subsets": SUBSET})
@@ -28,9 +29,18 @@ _STRUCTURE_KEYS = MappingProxyType({"general": GENERAL, "datasets": DATASET, "su
 def caption_endings(values: Sequence[str]) -> str | None:
     """A check: endings of caption files, each with its dot and once."""
     for value in values:
+        if "," in value:
+            return f"must be a list of endings, got {value!r} in one"
         if len(value) < 2 or not value.startswith("."):
             return f"must begin with a dot, such as .txt, got {value!r}"
     return "must name no ending twice" if len(set(values)) < len(values) else None
+
+
+def path_text(value: str) -> str | None:
+    """A check: the text can be a path. TOML turns `\\t` of `C:\\train` in double quotes into a tab."""
+    if any(ord(letter) < ord(" ") for letter in value):
+        return f"holds a character that no path has, got {value!r}. {BACKSLASH_HINT}"
+    return not_blank(value)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ _DATASET_KEYS: Mapping[str, _Key] = MappingProxyType(
 _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
         "class_tokens": _Key(str, "'shs dog'"),
-        "num_repeats": _Key(float, "10", above(0)),
+        "num_repeats": _Key(float, "10", between(0.0001, 1_000_000)),
         "is_reg": _Key(bool, "true"),
         "loss_weight": _Key(float, "0.5", at_least(0)),
         "caption_extension": _Key(tuple[str, ...], "'.txt'", caption_endings),
@@ -93,8 +103,8 @@ _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
 )
 _SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
-        "image_dir": _Key(str, "'pictures/dog'"),
-        "metadata_file": _Key(str, "'pictures/dog.json'"),
+        "image_dir": _Key(str, "'pictures/dog'", path_text),
+        "metadata_file": _Key(str, "'pictures/dog.json'", path_text),
         **_SHARED_SUBSET_KEYS,
     }
 )
@@ -143,50 +153,50 @@ def read_structure(content: Mapping[str, Any], where: Where, problems: Problems)
 
     Args:
         content: the parsed file, or the same dictionary made from old-style flags.
-        where: names the place of a key, given how often that key stood before it.
+        where: names the place of a key.
         problems: receives every mistake: unknown or misplaced keys, wrong types, values out of range, missing tables.
     """
     return _Reader(where, problems).read(content)
 
 
 class _Reader:
-    """Walks the file in its order, counting each key so that `where` can find its line."""
+    """Walks the tables of a file; `keys` is the way to the table or value at hand."""
 
     def __init__(self, where: Where, problems: Problems) -> None:
         self._where = where
         self._problems = problems
-        self._seen: Counter[str] = Counter()
         self._bad_keys: set[str] = set()
 
     def read(self, content: Mapping[str, Any]) -> Structure:
         general, datasets = Table({}, {}), []
         for key, value in content.items():
             if key == "general":
-                general = self._read_general(value, self._place(key, ""))
+                general = self._read_general(value)
             elif key == "datasets":
                 datasets = self._read_datasets(value)
             else:
-                self._report_unknown(key, "", self._place(key, ""))
+                self._report_unknown(key, "", self._where((key,)))
         if "datasets" not in content:
             fix = f"add {DATASET} and {SUBSET} with an image_dir"
-            self._problems.add(f"there is no {DATASET}", self._where("datasets", 0), fix)
+            self._problems.add(f"there is no {DATASET}", self._where(("datasets",)), fix)
         return Structure(general, tuple(datasets), frozenset(self._bad_keys))
 
-    def _read_general(self, value: Any, place: str) -> Table:
+    def _read_general(self, value: Any) -> Table:
         if isinstance(value, Mapping):
-            return self._read_table(value, GENERAL, GENERAL)
-        self._problems.add("general must be a table", place, f"write {GENERAL} with single brackets")
+            return self._read_table(value, GENERAL, GENERAL, ("general",))
+        what = "general must be a table"
+        self._problems.add(what, self._where(("general",)), f"write {GENERAL} with single brackets")
         return Table({}, {})
 
     def _read_datasets(self, value: Any) -> list[DatasetTables]:
-        if not self._is_table_list(value, DATASET, self._where("datasets", 0)):
+        if not self._is_table_list(value, DATASET, self._where(("datasets",))):
             return []
-        return [self._read_dataset(entry, f"dataset {number}") for number, entry in enumerate(value, 1)]
+        return [self._read_dataset(entry, number) for number, entry in enumerate(value)]
 
-    def _read_dataset(self, entry: Mapping[str, Any], name: str) -> DatasetTables:
-        # The heads [[datasets]] and [[datasets.subsets]] both count as places of `datasets`, in the order of the file.
-        place = self._place("datasets", name)
-        table = self._read_table({key: value for key, value in entry.items() if key != "subsets"}, DATASET, name)
+    def _read_dataset(self, entry: Mapping[str, Any], index: int) -> DatasetTables:
+        name, keys = f"dataset {index + 1}", ("datasets", index)
+        place = self._place(keys, name)
+        table = self._read_table({key: value for key, value in entry.items() if key != "subsets"}, DATASET, name, keys)
         if "subsets" not in entry:
             self._problems.add("the dataset has no subsets", place, f"add {SUBSET} with an image_dir")
             return DatasetTables(name, table, ())
@@ -194,12 +204,12 @@ class _Reader:
             return DatasetTables(name, table, ())
         subsets = []
         for number, subset in enumerate(entry["subsets"], 1):
-            label = f"{name}, subset {number}"
-            place = self._place("datasets", label)
+            label, way = f"{name}, subset {number}", (*keys, "subsets", number - 1)
+            place = self._place(way, label)
             if "image_dir" not in subset and "metadata_file" not in subset:
                 fix = "name the folder with the pictures, or a metadata_file with full paths"
                 self._problems.add("image_dir is missing", place, fix)
-            subsets.append(self._read_table(subset, SUBSET, label))
+            subsets.append(self._read_table(subset, SUBSET, label, way))
         return DatasetTables(name, table, tuple(subsets))
 
     def _is_table_list(self, value: Any, level: str, place: str) -> bool:
@@ -208,9 +218,9 @@ class _Reader:
         self._problems.add(f"a list of tables is needed, at least one, got {_kind_of(value)}", place, f"write {level}")
         return False
 
-    def _read_table(self, entries: Mapping[str, Any], level: str, name: str) -> Table:
+    def _read_table(self, entries: Mapping[str, Any], level: str, name: str, way: Keys) -> Table:
         keys = _LEVEL_KEYS[level]
-        places = {key: self._place(key, name) for key in entries}
+        places = {key: self._place((*way, key), name) for key in entries}
         known = {key: value for key, value in entries.items() if key in keys}
         for key in entries:
             if key not in keys:
@@ -228,10 +238,8 @@ class _Reader:
             values = {key: keys[key](value) for key, value in known.items() if key not in self._bad_keys}
         return Table(values, places)
 
-    def _place(self, key: str, table_name: str) -> str:
-        place = self._where(key, self._seen[key])
-        self._seen[key] += 1
-        return f"{place} ({table_name})" if table_name else place
+    def _place(self, way: Keys, table_name: str) -> str:
+        return f"{self._where(way)} ({table_name})"
 
     def _report_unknown(self, key: str, level: str, place: str) -> None:
         homes = [name for name, keys in _LEVEL_KEYS.items() if key in keys]

@@ -6,14 +6,16 @@ sizes, file times in nanoseconds, sizes in pixels. A row counts for a file of th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import struct
 import tempfile
 import zipfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from library.core.atomic_io import write_whole
 from library.core.errors import Problems
 from library.core.sizes import Size
+from library.data.captions.caption_files import DEFAULT_CAPTION_EXTENSIONS
 from library.data.description.config import SubsetConfig
 from library.data.index.listing import Stamp
 from library.data.index.texts import Texts, TextsBuilder
@@ -31,6 +34,7 @@ from library.data.index.texts import Texts, TextsBuilder
 FORMAT = "sd-atelier index 1"
 FILE_STEM = "sd_atelier_index"
 
+_DIGEST_BYTES = 4
 _RUN = 4096  # rows turned into Python's numbers at once
 _TEXTS = ("names", "notes", "caption_names", "captions")
 _NUMBERS: Mapping[str, str] = MappingProxyType(
@@ -161,10 +165,37 @@ class InfoBuilder:
 
 
 def info_path(subset: SubsetConfig) -> Path:
-    """Where the file of a subset lies: in its image folder, or beside a metadata file that goes without one."""
+    """Where the file of a subset lies: in its image folder, or beside a metadata file that goes without one.
+
+    Subsets that share the folder and read other captions have files of their own: all but the default ones carry a
+    short digest in their names.
+    """
+    home = common_path(subset)
+    own = caption_settings(subset)
+    if subset.metadata_file is not None:
+        place = _from_folder(subset.metadata_file, home.parent)
+        if place == f"{subset.metadata_file.stem}.json":
+            return home
+        own = place
+    elif subset.caption_extensions == DEFAULT_CAPTION_EXTENSIONS and not subset.caption_changes.wildcard:
+        return home
+    digest = hashlib.blake2b(own.encode("utf-8", "surrogateescape"), digest_size=_DIGEST_BYTES).hexdigest()
+    return home.with_name(f"{home.stem}-{digest}.npz")
+
+
+def common_path(subset: SubsetConfig) -> Path:
+    """The file of the subset that reads the same pictures in the default way; what it knows of them counts as well."""
     if subset.metadata_file is None:
         return subset.home / f"{FILE_STEM}.npz"
     return (subset.image_dir or subset.metadata_file.parent) / f"{FILE_STEM}-{subset.metadata_file.stem}.npz"
+
+
+def _from_folder(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, so that both can move together; whole where they lie on different drives."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
 
 
 def caption_settings(subset: SubsetConfig) -> str:
@@ -174,15 +205,24 @@ def caption_settings(subset: SubsetConfig) -> str:
     return json.dumps(settings if reads_files else {"files": False})
 
 
-def read_info(path: Path, notes: list[str]) -> KeptInfo | None:
-    """What was kept, or None; `notes` receives why a file that is there does not count."""
+def read_info(subset: SubsetConfig, notes: list[str]) -> KeptInfo | None:
+    """What was kept of a subset, or None; `notes` receives why a file that is there does not count."""
+    path, common = info_path(subset), common_path(subset)
     try:
         return _read(path)
     except FileNotFoundError:
-        return None
+        return _read_common(common) if common != path else None
     except _READ_ERRORS as error:
         reason = str(error).partition("\n")[0]
         notes.append(f"{path}: no index that can be used ({reason}); all pictures are opened and it is replaced")
+        return None
+
+
+def _read_common(path: Path) -> KeptInfo | None:
+    """What another subset's file says of the pictures; its captions were read otherwise."""
+    try:
+        return replace(_read(path), settings="")
+    except _READ_ERRORS:
         return None
 
 

@@ -42,6 +42,19 @@ _CHUNKS_AHEAD = 8  # that the threads have to do while the results of earlier on
 _BLOCK = 32  # pictures that a thread takes at once
 
 
+@dataclass(frozen=True)
+class More(Problem):
+    """A problem that stands for many.
+
+    Attributes:
+        others: those that are not told beside it, each with its reason.
+        are_left_out: they are pictures that would be left out, and no problems by themselves.
+    """
+
+    others: tuple[Problem, ...]
+    are_left_out: bool = False
+
+
 class CaptionSource(IntEnum):
     """Where the caption of a picture came from."""
 
@@ -173,7 +186,7 @@ class _Keeper:
 
     def __init__(self, subset: SubsetConfig, problems: Problems, notes: list[str]) -> None:
         self._path, self._settings = info_path(subset), caption_settings(subset)
-        self._kept: KeptInfo | None = read_info(self._path, notes)
+        self._kept: KeptInfo | None = read_info(subset, notes)
         if self._kept is None:
             check_writable(self._path, problems)
         self._walk = None if self._kept is None else InfoWalk(self._kept)
@@ -331,7 +344,7 @@ def _tell_left_out(findings: _Findings, subset: SubsetConfig, problems: Problems
     broken = findings.broken
     if len(broken) == findings.total:
         what = f"none of its {findings.total} pictures can be read, such as {broken[0].where}: {broken[0].what}"
-        problems.add(what, str(subset.home), broken[0].fix)
+        problems.extend([More(what, str(subset.home), broken[0].fix, tuple(broken), are_left_out=True)])
         return
     names = [Path(problem.where).relative_to(findings.root).as_posix() for problem in broken[:_NAMES_TOLD]]
     reasons = [f"{name} ({problem.what})" for name, problem in zip(names, broken, strict=False)]
@@ -343,13 +356,15 @@ def _tell_first(found: Sequence[Problem], subset: SubsetConfig, problems: Proble
     """Tells problems of one kind in one folder: of each wording the first ones, but not thousands of them."""
     times: dict[str, int] = {}
     told: list[Problem] = []
+    others: list[Problem] = []
     for problem in found:
         times[problem.what] = times.get(problem.what, 0) + 1
-        if times[problem.what] <= _MOST_TOLD and len(told) < _MOST_TOLD_IN_ALL:
-            told.append(problem)
+        is_told = times[problem.what] <= _MOST_TOLD and len(told) < _MOST_TOLD_IN_ALL
+        (told if is_told else others).append(problem)
     problems.extend(told)
-    if len(found) > len(told):
-        problems.add(f"{len(found) - len(told)} more like these", str(subset.home), found[-1].fix)
+    if others:
+        what = f"{len(others)} more like these"
+        problems.extend([More(what, str(subset.home), others[-1].fix, tuple(others))])
 
 
 def _report_missing_captions(names: Sequence[str], total: int, subset: SubsetConfig, problems: Problems) -> None:

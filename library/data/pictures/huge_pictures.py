@@ -28,6 +28,7 @@ from PIL import Image
 
 from library.core.sizes import Size
 from library.data.pictures.colour_profiles import has_alpha, plain
+from library.data.pictures.cutting import Box, FloatBox, pixels_needed
 from library.data.pictures.picture_files import (
     MOST_WHOLE_PIXELS,
     ONE_AT_A_TIME,
@@ -71,13 +72,14 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A decoded picture, upright; `box` is the part of it that holds the picture, in its pixels.
+    """A decoded picture, upright; `box` is where the picture lies, in its pixels.
 
-    The box ends within the last column and row where the factors do not divide the size of the file's picture.
+    The box ends within the last column and row where the factors do not divide the size of the file's picture, and
+    reaches beyond the image where only a part of the picture was wanted.
     """
 
     image: Image.Image
-    box: tuple[float, float, float, float]
+    box: FloatBox
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -122,12 +124,13 @@ def alone_if_large(picture: Image.Image, whole_pixels: int = WHOLE_PIXELS) -> Ab
     return ONE_AT_A_TIME if pixels > whole_pixels else nullcontext()
 
 
-def shrink_stream(picture: Image.Image, resized: Size) -> Shrunk:
+def shrink_stream(picture: Image.Image, resized: Size, crop: Box) -> Shrunk:
     """Decodes an opened PNG or BMP strip by strip, to at least twice `resized` in both directions (or its own size).
 
     Args:
         picture: one for which `can_stream` holds; nothing of it is decoded yet.
         resized: the size wanted, upright, in pixels.
+        crop: the part of that which is wanted; of a small one only what `pixels_needed` names is kept.
 
     Raises:
         One of DECODE_ERRORS: the file is damaged.
@@ -135,32 +138,50 @@ def shrink_stream(picture: Image.Image, resized: Size) -> Shrunk:
     is_png = picture.format == "PNG"
     orientation = orientation_of(_with_trailing_exif(picture)) if is_png else 1
     mirrored, upside_down, transposed = _TURNS[orientation]
-    strips = _png_strips if is_png else _bmp_strips
-    is_bottom_up = not is_png and _bmp_layout(picture)[2] < 0
-    flipped = upside_down or is_bottom_up
+    flipped = upside_down or (not is_png and _bmp_layout(picture)[2] < 0)
     width, height = picture.size
     wanted = Size(resized.height, resized.width) if transposed else resized
     across, down = _shrinking(width, wanted.width), _shrinking(height, wanted.height)
-    whole: Image.Image | None = None
-    top = 0
-    first = height % down if flipped else 0
-    for strip in strips(picture, first, down):
-        if mirrored:
-            strip = strip.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        small = strip.reduce((across, down)) if (across, down) != (1, 1) else strip
-        if whole is None:
-            whole = Image.new(small.mode, (-(-width // across), -(-height // down)))
-        whole.paste(small, (0, top))
-        top += small.height
-    if whole is None:
-        raise OSError("the picture has no rows")
+    size, box = Size(-(-width // across), -(-height // down)), (0.0, 0.0, width / across, height / down)
+    needed = pixels_needed(size, box, wanted, _exchanged(crop) if transposed else crop)
+    strips = (_png_strips if is_png else _bmp_strips)(picture, height % down if flipped else 0, down)
+    if mirrored:
+        strips = (strip.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for strip in strips)
+    left, top, right, bottom = needed
+    stored = (left, size.height - bottom, right, size.height - top) if flipped else needed
+    kept = _keep(strips, (across, down), stored)
     if flipped:
-        whole = whole.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        kept = kept.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    box = (-left, -top, box[2] - left, box[3] - top)
     if transposed:
-        whole = whole.transpose(Image.Transpose.TRANSPOSE)
-        width, height, across, down = height, width, down, across
-    whole.info = {key: picture.info[key] for key in ("icc_profile",) if key in picture.info}
-    return Shrunk(whole, (0, 0, width / across, height / down))
+        kept, box = kept.transpose(Image.Transpose.TRANSPOSE), (box[1], box[0], box[3], box[2])
+    kept.info = {key: picture.info[key] for key in ("icc_profile",) if key in picture.info}
+    return Shrunk(kept, box)
+
+
+def _keep(strips: Iterator[Image.Image], factors: tuple[int, int], needed: Box) -> Image.Image:
+    """Shrinks strips by whole factors and puts together the part of them that is needed, counted in shrunk pixels."""
+    left, top, right, bottom = needed
+    across, down = factors
+    kept: Image.Image | None = None
+    row = 0
+    for strip in strips:  # to the last one, which shows whether the file is whole
+        if kept is None:
+            kept = Image.new(strip.mode, (right - left, bottom - top))
+        rows = -(-strip.height // down)
+        if row < bottom and row + rows > top:
+            part = strip.crop((left * across, 0, min(right * across, strip.width), strip.height))
+            small = part.reduce(factors) if factors != (1, 1) else part
+            kept.paste(small, (0, row - top))
+        row += rows
+    if kept is None:
+        raise OSError("the picture has no rows")
+    return kept
+
+
+def _exchanged(box: Box) -> Box:
+    """A box with rows and columns exchanged."""
+    return (box[1], box[0], box[3], box[2])
 
 
 def _shrinking(length: int, wanted: int) -> int:

@@ -6,6 +6,7 @@ colour profile (relative colorimetric with black point compensation), the first 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.pictures.colour_profiles import has_alpha, profile_note, to_srgb
+from library.data.pictures.cutting import Box, pixels_needed, scaled_crop
 from library.data.pictures.huge_pictures import (
     Shrunk,
     alone_if_large,
@@ -30,6 +32,7 @@ from library.data.pictures.huge_pictures import (
 )
 from library.data.pictures.picture_files import (
     DECODE_ERRORS,
+    ONE_AT_A_TIME,
     WHOLE_PIXELS,
     RefusedPictureError,
     open_picture,
@@ -129,14 +132,12 @@ def examine(path: Path, whole_pixels: int = WHOLE_PIXELS) -> Examination:
         return Examination(None, reason_of(path, error))
 
 
-def load_pixels(path: Path, resized: Size, crop: tuple[int, int, int, int]) -> Pixels:
+def load_pixels(path: Path, resized: Size, crop: Box) -> Pixels:
     """As `load_picture`, without the alpha: uint8 (H, W, 3), sRGB, transparent parts on white."""
     return load_picture(path, resized, crop).pixels
 
 
-def load_picture(
-    path: Path, resized: Size, crop: tuple[int, int, int, int], whole_pixels: int = WHOLE_PIXELS
-) -> Picture:
+def load_picture(path: Path, resized: Size, crop: Box, whole_pixels: int = WHOLE_PIXELS) -> Picture:
     """Reads a picture as training pixels.
 
     Args:
@@ -150,10 +151,10 @@ def load_picture(
     """
     try:
         with open_picture(path) as picture:
-            shrunk = _decode(picture, resized, whole_pixels)
+            shrunk = _decode(picture, resized, crop, whole_pixels)
         colours, alpha = to_srgb(shrunk.image)
-        pixels = _cut(colours, shrunk, resized, crop)
-        return Picture(pixels, None if alpha is None else _cut(alpha, shrunk, resized, crop))
+        pixels = scaled_crop(colours, shrunk.box, resized, crop)
+        return Picture(pixels, None if alpha is None else scaled_crop(alpha, shrunk.box, resized, crop))
     except _REFUSALS as error:
         raise _unreadable(path, error) from error
 
@@ -174,27 +175,28 @@ def _check(picture: Image.Image, whole_pixels: int) -> dict[Any, Any]:
         return picture.info
 
 
-def _decode(picture: Image.Image, resized: Size, whole_pixels: int) -> Shrunk:
-    """The picture upright, at its full size or at least at twice the size wanted."""
+def _decode(picture: Image.Image, resized: Size, crop: Box, whole_pixels: int) -> Shrunk:
+    """The picture upright, at its full size or at least at twice the size wanted; of it what the crop needs."""
     if picture.size[0] * picture.size[1] > whole_pixels and can_stream(picture):
-        return shrink_stream(picture, resized)
+        return shrink_stream(picture, resized, crop)
     with alone_if_large(picture, whole_pixels):
         # A JPEG decoded at half or quarter size costs much less; twice the target leaves Lanczos enough to work on.
         wanted = Size(2 * resized.width, 2 * resized.height)
         _draft(picture, _as_seen(wanted, picture.info))
-        picture.load()
+        with ONE_AT_A_TIME if picture.size[0] * picture.size[1] > whole_pixels else nullcontext():
+            picture.load()
     image = upright(picture, orientation_of(picture.info))
-    return Shrunk(image, (0, 0, *image.size))
+    width, height = image.size
+    needed = pixels_needed(Size(width, height), (0, 0, width, height), resized, crop)
+    if needed == (0, 0, width, height):
+        return Shrunk(image, (0, 0, width, height))
+    left, top, _, _ = needed
+    return Shrunk(image.crop(needed), (-left, -top, width - left, height - top))
 
 
 def _draft(picture: Image.Image, size: tuple[int, int]) -> None:
     if picture.format == "JPEG":
         picture.draft(None, size)
-
-
-def _cut(image: Image.Image, shrunk: Shrunk, resized: Size, crop: tuple[int, int, int, int]) -> Pixels:
-    scaled = image.resize(resized, Image.Resampling.LANCZOS, box=shrunk.box)
-    return np.array(scaled.crop(crop), dtype=np.uint8)
 
 
 def _notes(path: Path, picture: Image.Image) -> list[str]:

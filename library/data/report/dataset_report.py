@@ -5,7 +5,7 @@ What is told of a use (look, crop, caption) comes from the same draws as the tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ from library.core.errors import Problem
 from library.core.sizes import Size
 from library.core.wording import some_of
 from library.data.augment import View
-from library.data.captions.caption_changes import CaptionChanges, Moment, plain_caption
+from library.data.captions.caption_changes import CaptionChanges, Moment
 from library.data.facts import as_written, folder_name
 from library.data.index.index import CaptionSource, ImageIndex
 from library.data.planner import BatchRequest, Planner
+from library.data.report.caption_lengths import DRAWS_SHOWN, longest_captions, written_caption
 from library.data.report.concerns import HEAVY_CROP, counted, cropped_share, dataset_warnings, uses_by_bucket
 from library.data.views import Views
 
-DRAWS_SHOWN = 3
 BATCHES_SHOWN = 8
 EPOCHS_SHOWN = 4
 
@@ -73,9 +73,10 @@ class ImageFacts:
         flips: some uses may be mirrored.
         mask: its transparency weighs the loss.
         lost: share of the scaled picture that lies outside the crop, 0 to 1.
-        caption: as it is trained where nothing is left out or moved; `tokens` are its own.
+        caption: as it is trained where nothing is left out or moved, wildcards as they are written.
+        tokens: of that; where wildcards are drawn, of the first draw.
         caption_varies: two uses can have different captions.
-        tokens_lost: how many tokens of it are not read.
+        tokens_lost: how many tokens of it are not read, at most where it is drawn.
     """
 
     path: str
@@ -163,12 +164,20 @@ class DatasetReport:
     images: tuple[ImageFacts, ...]
 
 
-def report_on(source: Source, problems: Sequence[Problem] = ()) -> DatasetReport:
-    """Everything about the pictures of a run."""
+def report_on(
+    source: Source, problems: Sequence[Problem] = (), left_out: Sequence[Problem] | None = None
+) -> DatasetReport:
+    """Everything about the pictures of a run.
+
+    Args:
+        source: the pictures.
+        problems: what stops a training; of equal ones one is told.
+        left_out: pictures that are not trained as they cannot be read; None for those of the index.
+    """
     images = tuple(_image_facts(source))
     return DatasetReport(
-        problems=tuple(problems),
-        left_out=() if problems else tuple(source.index.left_out),
+        problems=_different(problems),
+        left_out=_different(source.index.left_out if left_out is None else left_out),
         warnings=tuple(_warnings(source, images)),
         epochs=tuple(_epoch_facts(source)),
         buckets=tuple(_bucket_facts(source)),
@@ -177,9 +186,16 @@ def report_on(source: Source, problems: Sequence[Problem] = ()) -> DatasetReport
     )
 
 
-def report_of_problems(problems: Sequence[Problem], notes: Sequence[str] = ()) -> DatasetReport:
+def report_of_problems(
+    problems: Sequence[Problem], notes: Sequence[str] = (), left_out: Sequence[Problem] = ()
+) -> DatasetReport:
     """Where no picture is understood."""
-    return DatasetReport(tuple(problems), (), tuple(notes), (), (), (), ())
+    return DatasetReport(_different(problems), _different(left_out), tuple(notes), (), (), (), ())
+
+
+def _different(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Each problem once: a folder can stand in several datasets."""
+    return tuple(dict.fromkeys(problems))
 
 
 def as_json_values(report: DatasetReport) -> dict[str, Any]:
@@ -188,8 +204,8 @@ def as_json_values(report: DatasetReport) -> dict[str, Any]:
 
 
 def first_requests(source: Source) -> list[BatchRequest]:
-    """The first batches of the first epoch."""
-    return source.planner.epoch_plan(0)[:BATCHES_SHOWN]
+    """The first batches of the first epoch, without copies that only keep processes in step."""
+    return [request for request in source.planner.epoch_plan(0)[:BATCHES_SHOWN] if request.loss_scale > 0]
 
 
 def views_of(source: Source, request: BatchRequest) -> Iterator[tuple[int, View]]:
@@ -240,8 +256,7 @@ def _image_facts(source: Source) -> Iterator[ImageFacts]:
     lost = cropped_share(placements)
     for record in range(len(index)):
         subset, changes = index.folders[int(index.subset[record])], source.changes(record)
-        caption = _trained_caption(index.caption(record), changes)
-        count = source.count_tokens(caption)
+        counts = [source.count_tokens(caption) for caption in longest_captions(source.views, record)]
         yield ImageFacts(
             path=str(index.path(record)),
             size=index.size(record),
@@ -250,8 +265,8 @@ def _image_facts(source: Source) -> Iterator[ImageFacts]:
             crop=placements.crop_box(record),
             repeats=as_written(float(index.repeats[record])),
             is_reg=bool(index.is_reg[record]),
-            caption=caption,
-            tokens=count.tokens,
+            caption=written_caption(index.caption(record), changes),
+            tokens=counts[0].tokens,
             flips=subset.augmentations.flip,
             mask=subset.alpha_mask and bool(index.has_alpha[record]),
             subset=subsets[int(index.subset[record])],
@@ -259,13 +274,8 @@ def _image_facts(source: Source) -> Iterator[ImageFacts]:
             loss_weight=float(index.loss_weight[record]),
             lost=round(float(lost[record]), 4),
             caption_varies=changes.varies,
-            tokens_lost=count.lost,
+            tokens_lost=max(count.lost for count in counts),
         )
-
-
-def _trained_caption(caption: str, changes: CaptionChanges) -> str:
-    is_always_empty = changes.dropout_rate >= 1 or changes.dropout_every_n_epochs == 1
-    return "" if is_always_empty else plain_caption(caption, changes)
 
 
 def _bucket_facts(source: Source) -> Iterator[BucketFacts]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from library.core.errors import printable
 from library.data.captions.caption_changes import CaptionChanges
 from library.data.description.config import DatasetConfig, SubsetConfig
 from library.data.facts import folder_name
@@ -38,7 +39,7 @@ def describe_dataset(index: ImageIndex, placements: Placements, planner: Planner
         lines += [f"  warning: {text}" for text in dataset_warnings(index, placements, planner, number)]
         first_subset += len(dataset.subsets)
     lines.append(_epoch_line(index, planner))
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _epoch_line(index: ImageIndex, planner: Planner) -> str:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from library.core.errors import Problem, Problems, UserError
 from library.core.sizes import Size
-from library.data.augment import Choice
+from library.data.augment import Augmentations, Choice
 from library.data.cache.cache_checks import check_disk_cache, check_text_disk_cache
 from library.data.cache.disk_latents import DiskLatentStore, LatentFiles, Reuse, VaeWork, fill_disk_store
 from library.data.cache.entry_paths import EntryPaths
+from library.data.cache.text_states import TextFiles, fill_disk_texts
 from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.options.caching import CachingOptions
@@ -111,7 +113,7 @@ def test_a_whole_cache_serves_where_nothing_can_be_written() -> None:
             assert reuse.encoded == 0
             assert np.isfinite(store.get(0, Choice()).latents.numpy()).all()
             with pytest.raises(UserError, match=r"0\.npz: the latents cannot be written: Permission denied"):
-                fill(index, seed=4)
+                fill(index, redraws_latents=True)
         assert fill(index)[1].encoded == 0  # nothing was harmed
 
 
@@ -138,21 +140,24 @@ def _needed_mib(index: ImageIndex, caching: CachingOptions, variants: int | None
 
 
 def test_every_look_and_mask_is_counted(tmp_path: Path) -> None:
-    """Four pictures of 3 variants, plain and mirrored, each file with a mask; three with one look."""
+    """Four pictures of 3 variants, plain and mirrored, one of them with masks; three with one look."""
     index = make_varied_world(tmp_path)
     layer = 4 << (2 * 23) >> 20  # MiB of one number for each of 2^23 x 2^23 cells
-    numbers = 12 * (2 * 4 + 1) + 3 * 4
+    numbers = 12 * 2 * 4 + 3 * 1 + 3 * 4
     assert abs(_needed_mib(index, CachingOptions(), 3) - numbers * layer) <= 1
-    numbers = 12 * (2 * 8 + 1) + 3 * 8
+    numbers = 12 * 2 * 8 + 3 * 1 + 3 * 8
     assert abs(_needed_mib(index, CachingOptions(cache_latent_distribution=True), 3) - numbers * layer) <= 1
 
 
-def test_what_is_there_needs_no_room(tmp_path: Path) -> None:
+def test_what_is_there_needs_room_only_where_it_grows(tmp_path: Path) -> None:
+    """Entries of another kind are left alone by the arithmetic of what is missing; too small ones will be replaced."""
     index = make_varied_world(tmp_path)
     fill(index, variants=3)
-    (tmp_path / "varied" / "1.v2.npz").unlink()
     layer = 4 << (2 * 23) >> 20
-    assert abs(_needed_mib(index, CachingOptions(), 3) - 9 * layer) <= 1
+    assert abs(_needed_mib(index, CachingOptions(), 3) - (12 * 2 * 4 + 3 * 1 + 3 * 4) * layer) <= 1
+    problems = Problems()
+    check_disk_cache(index, place_all(index), problems, CachingOptions(), 3)
+    assert not problems
 
 
 def test_files_in_the_way_of_variants_and_text_states_are_named(tmp_path: Path) -> None:
@@ -171,3 +176,86 @@ def test_text_states_without_room_or_right_are_told(tmp_path: Path) -> None:
     check_text_disk_cache(make_world(tmp_path), 1 << 40, problems)
     (problem,) = problems
     assert "the text states need" in problem.what and "--cache_text_encoder_outputs_to_disk" in problem.fix
+
+
+def _told_where_nothing_can_be_written(
+    index: ImageIndex, folder: Path, variants: int | None = None, seed: int | None = None, **caching: object
+) -> list[str]:
+    problems = Problems()
+    with _without_rights(folder):
+        options = CachingOptions(**caching)  # type: ignore[arg-type]
+        check_disk_cache(index, place_all(index), problems, options, variants, seed)
+    return [problem.what.partition("some do not fit ")[2] for problem in problems]
+
+
+def test_entries_that_do_not_fit_are_told_where_nothing_can_be_written() -> None:
+    """Before a model is loaded, as far as it can be known then."""
+    with _folder_for_reading_only() as folder:
+        small = index_of(make_dataset(make_subset(folder)))
+        fill(small)
+        large = index_of(make_dataset(make_subset(folder), resolution=Size(96, 96)))
+        flipped = index_of(make_dataset(make_subset(folder, augmentations=Augmentations(flip=True))))
+        for index, caching, expected in (
+            (small, {}, []),
+            (large, {}, ["(2 other size or crop)"]),
+            (flipped, {}, ["(2 without the mirrored picture)"]),
+            (small, {"vae_batch_size": 2}, ["(2 other precision or batch size of the VAE)"]),
+        ):
+            assert _told_where_nothing_can_be_written(index, folder, **caching) == expected
+        distributions = _told_where_nothing_can_be_written(small, folder, cache_latent_distribution=True)
+        assert distributions and "2 a single draw where distributions are wanted" in distributions[0]
+        assert problems_of(large) == []  # where they can be replaced, they will be
+
+
+def test_drawn_crops_are_compared_where_the_seed_is_known() -> None:
+    with _folder_for_reading_only() as folder:
+        save_picture(folder / "wide.png", (128, 40))
+        subset = make_subset(folder, augmentations=Augmentations(random_crop=True))
+        index = index_of(make_dataset(subset, bucketing=None))
+        fill(index, seed=3, variants=4)
+        assert _told_where_nothing_can_be_written(index, folder, 4, 3) == []
+        assert _told_where_nothing_can_be_written(index, folder, 4) == []
+        (told,) = _told_where_nothing_can_be_written(index, folder, 4, 5)
+        assert "other size or crop" in told
+
+
+def test_captions_that_changed_are_told_where_nothing_can_be_written() -> None:
+    with _folder_for_reading_only() as folder:
+        index = index_of(make_dataset(make_subset(folder)))
+        files = TextFiles(index, EntryPaths(index), "encoder", "reading")
+        fill_disk_texts(files, lambda caption: torch.ones(77, 8), 0)
+        other = index_of(make_dataset(make_subset(folder, class_tokens="a cat")))
+        for looked_at, count in ((index, 0), (other, 1)):
+            problems = Problems()
+            with _without_rights(folder):
+                check_text_disk_cache(looked_at, 77, problems)
+            assert len(problems) == count
+        assert "(2 caption changed)" in next(iter(problems)).what
+
+
+def test_names_that_become_too_long_are_told(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") if os.name != "nt" else 255
+    save_picture(tmp_path / ("a" * (longest - 4) + ".png"))
+    save_picture(tmp_path / ("b" * (longest - 7) + ".png"))
+    varied = make_subset(tmp_path, augmentations=Augmentations(random_crop=True))
+    index = index_of(make_dataset(varied))
+    assert problems_of(index) == []
+    latents, texts = Problems(), Problems()
+    check_disk_cache(index, place_all(index), latents, CachingOptions(), 2)
+    check_text_disk_cache(index, 77, texts)
+    first, second, *more = [*latents, *texts]
+    assert f"a file whose name has {longest + 3} bytes, {longest} are possible there" in first.what
+    assert "by 3 bytes, or use --cache_latents," in first.fix
+    assert "by 3 bytes, or use --cache_text_encoder_outputs," in second.fix and more == []
+    fill(index_of(make_dataset(make_subset(tmp_path))))
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    index = make_world(tmp_path)
+    for name in ("0.npz", "0.te.npz"):
+        (tmp_path / "dogs" / name).symlink_to(tmp_path / "gone.npz")
+    problems = Problems()
+    check_text_disk_cache(index, 77, problems)
+    (latents,), (texts,) = problems_of(index), problems
+    assert "a link to" in latents.what and "a link to" in texts.what

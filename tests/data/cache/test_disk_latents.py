@@ -17,16 +17,18 @@ from torch import Tensor
 
 from library.core.errors import UserError
 from library.core.sizes import Size
-from library.data.augment import Choice
+from library.data.augment import Choice, View
 from library.data.cache.disk_latents import DiskLatentStore, LatentFiles, Reuse, VaeWork, fill_disk_store
 from library.data.cache.entry_paths import EntryPaths
 from library.data.cache.filling import Encoding
 from library.data.cache.latent_files import State
 from library.data.cache.latents import fill_memory_store
 from library.data.dataset import TrainingDataset
+from library.data.description.config import DatasetConfig
 from library.data.index.index import ImageIndex
+from library.data.index.index_cache import FILE_STEM, info_path
 from library.data.planner import BatchRequest
-from library.data.views import Views
+from library.data.views import Seen, Views
 from tests.data.cache.cache_helpers import EVERYTHING, DarkVae, Gathered, looks_of, make_varied_world, varied_views
 from tests.data.data_helpers import (
     ToyVae,
@@ -146,12 +148,12 @@ CHANGES = [
     Change("two entries swapped", {State.PICTURE: 2}, lambda root: _swap(root / "dogs" / "0.npz", "2.npz")),
     Change("a picture more", {State.MISSING: 1}, lambda root: save_picture(root / "dogs" / "9.png", seed=9)),
     Change("a picture renamed", {State.MISSING: 1}, lambda root: (root / "reg/r0.jpg").rename(root / "reg/r9.jpg")),
-    Change("another ending", {State.PLACE: 1}, lambda root: (root / "reg/r0.jpg").rename(root / "reg/r0.jpeg")),
+    Change("another ending", {State.NAME: 1}, lambda root: (root / "reg/r0.jpg").rename(root / "reg/r0.jpeg")),
     Change("an entry less", {State.MISSING: 1}, lambda root: (root / "dogs" / "6.npz").unlink()),
     Change("an entry torn", {State.DAMAGED: 1}, _cut),
     Change("an entry of others", {State.FOREIGN: 1}, _foreign),
     Change("the VAE", {State.VAE: 10}, vae="cd" * 16),
-    Change("the seed", {State.SEED: 10}, seed=4),
+    Change("the seed", {}, seed=4),
     Change("the VAE and a picture", {State.PICTURE: 1, State.VAE: 9}, _change_one, vae="cd" * 16),
 ]
 
@@ -275,12 +277,12 @@ def test_mirrors_and_masks_are_added_and_may_be_there_in_vain(tmp_path: Path) ->
     plain = replace(EVERYTHING, flip=False)
     fill_varied(_augmented(tmp_path, augmentations=plain))
     for changes, state in (
-        ({"augmentations": EVERYTHING}, State.MIRRORED),
-        ({"augmentations": EVERYTHING, "alpha_mask": True}, State.MASK),
+        ({"augmentations": EVERYTHING}, {State.MIRRORED: 12}),
+        ({"augmentations": EVERYTHING, "alpha_mask": True}, {State.MASK: 3, State.FITS: 9}),  # three have no mask
     ):
         views = _augmented(tmp_path, **changes)
         store, reuse = fill_varied(views)
-        assert reasons(reuse) == {state: 12}
+        assert reasons(reuse) == state
         assert_equals_memory(store, views)
     for changes in (
         {"augmentations": plain},
@@ -293,10 +295,11 @@ def test_mirrors_and_masks_are_added_and_may_be_there_in_vain(tmp_path: Path) ->
         assert_equals_memory(store, views)
 
 
-def test_another_seed_draws_other_crops_and_colours(tmp_path: Path) -> None:
-    """Distributions do not depend on the seed, so only looks that are drawn differently are made anew."""
-    fill_varied(varied_views(tmp_path, redraws_latents=True))
-    views = varied_views(tmp_path, seed=4, redraws_latents=True)
+@pytest.mark.parametrize("redraws", [False, True])
+def test_another_seed_draws_other_crops_and_colours(tmp_path: Path, redraws: bool) -> None:
+    """Nothing else depends on the seed, so only looks that are drawn differently are made anew."""
+    fill_varied(varied_views(tmp_path, redraws_latents=redraws))
+    views = varied_views(tmp_path, seed=4, redraws_latents=redraws)
     store, reuse = fill_varied(views)
     assert set(reasons(reuse)) <= {State.FITS, State.SIZE, State.COLOUR}
     assert reuse.counts[State.FITS] >= 3 and reuse.counts[State.SIZE] > 0
@@ -412,3 +415,95 @@ def test_pictures_with_sideways_exif_keep_their_size_as_seen(tmp_path: Path) -> 
         assert fields["original_size"].tolist() == [40, 120]
         left, top, right, bottom = fields["crop_ltrb"].tolist()
         assert fields["latents"].shape == (4, (bottom - top) // 8, (right - left) // 8)
+
+
+def test_the_place_in_the_dataset_does_not_count(tmp_path: Path) -> None:
+    """Neither the number of a subset or a dataset nor the folder's name; only that of the file."""
+    for seed in range(3):
+        save_picture(tmp_path / "cats" / f"{seed}.png", (90, 64), seed=seed)
+    save_picture(tmp_path / "dogs" / "d.png", seed=9)
+
+    def cats(folder: str = "cats") -> DatasetConfig:
+        return make_dataset(make_subset(tmp_path / folder, augmentations=EVERYTHING))
+
+    fill_varied(views_of(index_of(cats()), 3, variants=2))
+    for index in (
+        index_of(make_dataset(make_subset(tmp_path / "dogs")), cats()),
+        index_of(
+            make_dataset(make_subset(tmp_path / "dogs"), make_subset(tmp_path / "cats", augmentations=EVERYTHING))
+        ),
+    ):
+        views = views_of(index, 3, variants=2)
+        store, reuse = fill_varied(views)
+        assert reuse.counts[State.FITS] >= 6 and reuse.encoded <= 1
+        assert_equals_memory(store, views)
+    (tmp_path / "cats").rename(tmp_path / "20_cats")
+    assert fill_varied(views_of(index_of(cats("20_cats")), 3, variants=2))[1].encoded == 0
+
+
+@dataclass(frozen=True)
+class Restless(Views):
+    """Pictures of which one is exchanged just after it was read, so many times."""
+
+    exchanges: list[Path]
+
+    def read(self, record: int, view: View) -> Seen:
+        seen = super().read(record, view)
+        if record == 0 and self.exchanges:
+            shutil.copy(self.exchanges.pop(), self.index.path(0))
+        return seen
+
+
+def _restless(root: Path, count: int) -> Restless:
+    save_picture(root / "cats" / "a.png", seed=0)
+    others = [save_picture(root / "others" / f"{seed}.png", seed=seed) for seed in range(1, count + 1)]
+    views = views_of(index_of(make_dataset(make_subset(root / "cats"))), 3)
+    return Restless(views.index, views.placements, views.drawing, others)
+
+
+def test_a_picture_that_is_exchanged_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    views = _restless(tmp_path, 2)
+    store, _ = fill_varied(views)
+    assert views.exchanges == [] and views.index.path(0).read_bytes() == (tmp_path / "others/1.png").read_bytes()
+    assert_equals_memory(store, views)
+    assert fill_varied(views)[1].encoded == 0
+
+
+def test_a_picture_that_never_rests_is_told_and_leaves_no_entry(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png: the picture changed while it was read"):
+        fill_varied(_restless(tmp_path, 40))
+    assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_what_is_reused_does_not_wait_for_what_is_encoded(tmp_path: Path) -> None:
+    """One picture of a batch that is never full is there first; all others are counted before it is encoded."""
+    for seed in range(6):
+        save_picture(tmp_path / f"{seed}.png", seed=seed)
+    views, work, done = (
+        views_of(index_of(make_dataset(make_subset(tmp_path))), 3),
+        VaeWork(VAE, "float", 4),
+        list[int](),
+    )
+    fill_varied(views, work)
+    (tmp_path / "0.npz").unlink()
+
+    class Late(ToyVae):
+        def distribution(self, pixels: Tensor) -> Encoding:
+            assert done == [1, 2, 3, 4, 5]
+            return super().distribution(pixels)
+
+    files = LatentFiles(views, EntryPaths(views.index), work)
+    store, reuse = fill_disk_store(files, Late(), 0, progress=lambda number, total: done.append(number))
+    assert reasons(reuse) == {State.FITS: 5, State.MISSING: 1} and done == [1, 2, 3, 4, 5, 6]
+    assert_equals_memory(store, views)
+
+
+def test_a_picture_called_like_the_file_of_cache_info_keeps_both(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", FILE_STEM, f"{FILE_STEM}-x")):
+        save_picture(tmp_path / f"{name}.png", seed=seed)
+    subset = make_subset(tmp_path, cache_info=True)
+    index = index_of(make_dataset(subset))
+    kept = info_path(subset).read_bytes()
+    fill(index)
+    assert info_path(subset).read_bytes() == kept and not (tmp_path / f"{FILE_STEM}-x.npz").exists()
+    assert fill(index_of(make_dataset(subset)))[1].encoded == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.data.cache.entry_paths import EntryPaths
+from library.data.cache.entry_paths import EntryPaths, remove_temporaries
 from library.data.index.columns import SharedColumns
 from library.data.index.index import ImageIndex, Texts
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
@@ -91,3 +92,21 @@ def test_odd_names_have_the_stem_that_pathlib_sees(tmp_path: Path, name: str) ->
     save_picture(tmp_path / "x.png")
     index = replace(index_of(make_dataset(make_subset(tmp_path))), names=Texts([name]))
     assert _names(index) == [f"{Path(name).stem}.npz"]
+
+
+def test_the_names_of_the_file_of_cache_info_are_not_taken(tmp_path: Path) -> None:
+    names = ["SD_atelier_index.png", "my_sd_atelier_index.png", "sd_atelier_index-meta.png"]
+    index = _index(tmp_path, names)
+    assert _names(index) == ["SD_atelier_index.png.npz", "my_sd_atelier_index.npz", "sd_atelier_index-meta.png.npz"]
+
+
+def test_left_overs_of_killed_runs_are_found_in_every_folder(tmp_path: Path) -> None:
+    for folder in ("a", "b", "c"):
+        save_picture(tmp_path / folder / "cat.png")
+        left = tmp_path / folder / f".tmp-{'1' * 8}-{'0' * 8}-5.npz"
+        left.write_text("half")
+        os.utime(left, (1, 1))
+    paths = EntryPaths(index_of(make_dataset(make_subset(tmp_path / "a"), make_subset(tmp_path / "b"))))
+    assert paths.folders() == [tmp_path / "a", tmp_path / "b"]
+    assert remove_temporaries(paths) == 2
+    assert [path.parent.name for path in tmp_path.rglob("*.npz")] == ["c"]

@@ -23,14 +23,15 @@ from library.data.cache.latent_files import (
     Fingerprint,
     Look,
     State,
+    look_ahead,
     picture_digest,
     read_entry,
     refuse_unknown,
     write_entry,
 )
 
-EXPECTED = Fingerprint("ab" * 16, "cd" * 16, (70, 64), (3, 0, 67, 64), 3, "0/0/\udcff name.png")
-DISTRIBUTION = replace(EXPECTED, seed=None, draw=None)
+EXPECTED = Fingerprint("ab" * 16, "cd" * 16, (70, 64), (3, 0, 67, 64), "\udcff name.png|0")
+DISTRIBUTION = replace(EXPECTED, name=None)
 _NUMBERS = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
 LATENTS, MIRRORED, DEVIATION, MIRRORED_DEVIATION = _NUMBERS
 MASK = np.random.default_rng(1).random((8, 8)).astype(np.float32)
@@ -130,8 +131,7 @@ def test_draws_and_distributions_are_told_apart(entry: Path, whole_entry: Path) 
         ({"vae": "00" * 16}, State.VAE),
         ({"resized": (71, 64)}, State.SIZE),
         ({"crop": (4, 0, 68, 64)}, State.SIZE),
-        ({"seed": 4}, State.SEED),
-        ({"draw": "0/1/name.png"}, State.PLACE),
+        ({"name": "\udcff name.png|1"}, State.NAME),
         ({"colour": (1, 1.0)}, State.COLOUR),
         ({"colour": (0, 0.97)}, State.COLOUR),
         ({"precision": "bf16"}, State.PRECISION),
@@ -149,6 +149,35 @@ def test_the_format_counts(tmp_path: Path) -> None:
     fields: dict[str, Any] = {FINGERPRINT: np.array(write_of_the_future.as_text()), "latents": LATENTS}
     np.savez(tmp_path / "cat.npz", **fields)
     assert read_entry(tmp_path / "cat.npz", EXPECTED).state is State.FORMAT
+
+
+def test_entries_from_before_names_counted_are_replaced(tmp_path: Path) -> None:
+    stored = {**json.loads(EXPECTED.as_text()), "seed": 3, "draw": "0/0/cat.png|0"}
+    del stored["name"]
+    fields: dict[str, Any] = {FINGERPRINT: np.array(json.dumps(stored)), "latents": LATENTS}
+    np.savez(tmp_path / "cat.npz", **fields)
+    for expected in (EXPECTED, DISTRIBUTION):
+        assert read_entry(tmp_path / "cat.npz", expected).state is State.FORMAT
+
+
+def test_what_is_known_without_a_vae_is_compared(whole_entry: Path, entry: Path) -> None:
+    """Everything but picture and VAE."""
+    unknown = {"picture": "", "vae": ""}
+    for path, made in ((entry, EXPECTED), (whole_entry, replace(DISTRIBUTION, has_mask=True))):
+        assert look_ahead(path, replace(made, **unknown), (False,)) is State.FITS
+        for changes, state in (
+            ({"crop": (4, 0, 68, 64)}, State.SIZE),
+            ({"colour": (1, 1.0)}, State.COLOUR),
+            ({"vae_batch": 2}, State.PRECISION),
+        ):
+            assert look_ahead(path, replace(made, **unknown, **changes), (False,)) is state
+    assert look_ahead(entry, replace(EXPECTED, name="dog.png|0"), (False,)) is State.NAME
+    assert look_ahead(entry, DISTRIBUTION, (False,)) is State.DRAW
+    assert look_ahead(entry, EXPECTED, (False, True)) is State.MIRRORED
+    assert look_ahead(entry, replace(EXPECTED, has_mask=True), (False,)) is State.MASK
+    assert look_ahead(whole_entry, replace(DISTRIBUTION, has_mask=True), (False, True)) is State.FITS
+    entry.write_bytes(entry.read_bytes()[:400])
+    assert look_ahead(entry, EXPECTED, (False,)) is State.DAMAGED
 
 
 def test_every_state_that_cannot_be_used_has_a_reason() -> None:
@@ -267,6 +296,15 @@ def test_files_that_are_no_cache_are_named_and_left_alone(tmp_path: Path, make: 
         (problem,) = caught.value.problems
         assert problem.where == str(path)
     assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+def test_a_link_to_nothing_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cat.npz"
+    path.symlink_to(tmp_path / "gone" / "cat.npz")
+    for look in (refuse_unknown, lambda file: read_entry(file, EXPECTED)):
+        with pytest.raises(UserError, match=r"a link to .*gone.* stands there, and nothing is at that place"):
+            look(path)
+    assert path.is_symlink()
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, entry: Path) -> None:

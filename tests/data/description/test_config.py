@@ -328,6 +328,50 @@ def test_options_that_need_another_one(
     describe(old_style(parent, **given, **helps))
 
 
+@pytest.mark.parametrize("path", [r"C:\test\new", r"D:\backup\frogs"])
+def test_windows_paths_in_double_quotes_get_the_hint(tmp_path: Path, path: str) -> None:
+    text = f'[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "{path}"\n'
+    with pytest.raises(UserError, match="use single quotes") as error:
+        describe_toml(tmp_path, text)
+    assert "line 4, key image_dir" in str(error.value)
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image_dir: must not be empty"):
+        describe_toml(tmp_path, "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = ''\n")
+
+
+def test_lines_are_those_of_the_file_in_any_order(tmp_path: Path) -> None:
+    text = """
+[[datasets]]
+resolution = 512
+[[datasets.subsets]]
+image_dir = 'a'
+class_tokens = '''
+num_repeats = 3
+'''
+[general]
+keep_tokens = -1
+[[datasets]]
+resolution = 500
+subsets = [{image_dir = 'b', num_repeats = 0}]
+"""
+    with pytest.raises(UserError) as error:
+        describe_toml(tmp_path, text)
+    told = str(error.value)
+    assert "line 10, key keep_tokens" in told
+    assert "line 12, key resolution (dataset 2)" in told
+    assert "line 13, key num_repeats (dataset 2, subset 1)" in told
+
+
+def test_two_sources_are_one_mistake(tmp_path: Path, parent: Path) -> None:
+    (tmp_path / "d.toml").write_text("[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\n")
+    both = DataOptions(dataset_config=str(tmp_path / "d.toml"), train_data_dir=str(parent))
+    with pytest.raises(UserError) as error:
+        describe(both)
+    assert len(error.value.problems) == 1 and "are both given" in str(error.value)
+
+
 def test_marks_that_hold_one_another_are_refused(parent: Path) -> None:
     told = described(old_style(parent, secondary_separator=";,;"))
     assert "--secondary_separator: secondary_separator ';,;' holds caption_separator ','" in told
@@ -346,7 +390,7 @@ def test_fractions_of_repeats_are_for_training_pictures(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1\.5 of regularisation pictures has a fraction") as error:
         describe_toml(tmp_path, text + reg)
     assert "line 9" in str(error.value)
-    for wrong in ("0", "-1", "nan", "'x'"):
+    for wrong in ("0", "-1", "nan", "'x'", "1e-5", "1e9"):
         with pytest.raises(UserError, match="num_repeats"):
             describe_toml(tmp_path, text.replace("0.25", wrong))
 

@@ -58,7 +58,7 @@ def write_at(path: Path, data: bytes, seconds: int) -> None:
 def spoil(folder: Path) -> None:
     """Exchanges the content of every file for bytes that are neither picture nor text; names, sizes, times stay."""
     for path in folder.iterdir():
-        if path.name != KEPT:
+        if not path.name.startswith(FILE_STEM):
             found = path.stat()
             path.write_bytes(b"\xff" * found.st_size)
             os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -142,7 +142,7 @@ def test_captions_read_otherwise_are_read_again(tmp_path: Path, settings: dict[s
     assert content(again) == content(plain)
     assert start(dogs(tmp_path, **settings)).opened == (0, 0)
     back = start(dogs(tmp_path))
-    assert content(back) == content(first) and back.opened == (0, 4)
+    assert content(back) == content(first) and back.opened == (0, 0)  # each way of reading has its own file
 
 
 def test_class_tokens_and_permissions_are_no_part_of_what_is_kept(tmp_path: Path) -> None:
@@ -310,7 +310,8 @@ def test_metadata_keeps_pictures_and_reads_its_captions_anew(tmp_path: Path, nam
     first = start(write("one"))
     assert first.opened == (3, 0)
     home = folder if names_folder else tmp_path
-    assert (home / f"{FILE_STEM}-meta.npz").is_file() and not (folder / KEPT).exists()
+    (kept,) = home.glob(f"{FILE_STEM}*.npz")
+    assert kept.name.startswith(f"{FILE_STEM}-meta") and not (folder / KEPT).exists()
     spoil(folder / "deep")
     second = start(write("two"))
     assert second.opened == (0, 0) and list(second.captions) == ["two"] * 3
@@ -322,6 +323,47 @@ def test_one_folder_in_two_subsets_is_opened_once_from_the_second_start_on(tmp_p
     both = dogs(tmp_path), dogs(tmp_path, class_tokens="other")
     assert start(*both).opened == (4, 3)  # the second subset finds what the first one kept
     assert start(*both).opened == (0, 0)
+
+
+def test_subsets_of_one_folder_that_read_other_captions_keep_both(tmp_path: Path) -> None:
+    folder = make_dogs(tmp_path)
+    for number in range(4):
+        (folder / f"{number}.caption").write_text(f"other {number}", encoding="utf-8")
+        (folder / f"{number}.tags").write_text(f"tag {number}", encoding="utf-8")
+    wild = CaptionChanges(wildcard=True)
+    readers: list[dict[str, object]] = [
+        {"caption_extensions": (".tags",)},
+        {"caption_extensions": (".caption",)},
+        {"caption_extensions": (".caption",), "caption_changes": wild},
+    ]
+    subsets = [dogs(tmp_path, **changes) for changes in readers]
+    first = start(*subsets)
+    assert [first.caption(record) for record in (0, 4, 8)] == ["tag 0", "other 0", "other 0"]
+    before = content(first)
+    spoil(folder)
+    second = start(*subsets)
+    assert second.opened == (0, 0) and content(second) == before
+
+
+def test_metadata_files_of_one_name_keep_both(tmp_path: Path) -> None:
+    folder = make_dogs(tmp_path)
+    subsets = []
+    for place, names in (("x", ["0.png", "1.png"]), ("y", ["2.png"]), ("dogs", ["1.png", "3.png"])):
+        file = tmp_path / place / "meta.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({name: {"caption": place} for name in names}), encoding="utf-8")
+        subsets.append(dogs(tmp_path, metadata_file=file))
+    first = start(*subsets)
+    assert list(first.captions) == ["x", "x", "y", "dogs", "dogs"]
+    second = start(*subsets)
+    assert second.opened == (0, 0) and content(second) == content(first)
+    assert len(list(folder.glob(f"{FILE_STEM}-meta*.npz"))) == 3
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("x", "y", "dogs"):
+        (tmp_path / name).rename(moved / name)
+    again = [dogs(moved, metadata_file=moved / place / "meta.json") for place in ("x", "y", "dogs")]
+    assert start(*again).opened == (0, 0)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:

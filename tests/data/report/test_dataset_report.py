@@ -17,6 +17,7 @@ from library.data.captions.caption_changes import CaptionChanges
 from library.data.dataset import TrainingDataset
 from library.data.index.index import ImageIndex
 from library.data.planner import Planner
+from library.data.report.caption_lengths import longest_captions
 from library.data.report.dataset_report import (
     BATCHES_SHOWN,
     Source,
@@ -213,3 +214,34 @@ def test_masks_are_told_where_they_weigh(tmp_path: Path) -> None:
     plain = report_on(source_of(index_of(make_dataset(make_subset(tmp_path))))).images
     assert [image.mask for image in plain] == [False, False]
     assert masked[0].size == Size(64, 64)
+
+
+def test_drawn_captions_are_judged_as_they_are_trained_with_all_their_tags(tmp_path: Path) -> None:
+    """A choice of many short parts is short; the draws are those of the training."""
+    choices = "{" + "|".join(f"cat number {number}" for number in range(50)) + "}"
+    texts = {"wild": f"{choices}, outdoors", "moved": f"{choices}, outdoors", "plain": "{one|two}, three"}
+    for name, text in texts.items():
+        save_picture(tmp_path / name / "a.png")
+        (tmp_path / name / "a.txt").write_text(text, encoding="utf-8")
+    changes = {
+        "wild": CaptionChanges(wildcard=True),
+        "moved": CaptionChanges(wildcard=True, tag_dropout_rate=1.0, dropout_rate=0.9, warmup_step=9),
+        "plain": CaptionChanges(),
+    }
+    subsets = [make_subset(tmp_path / name, caption_changes=changes[name]) for name in texts]
+    source = source_of(index_of(make_dataset(*subsets)))
+    wild, moved, plain = (longest_captions(source.views, record) for record in range(3))
+    assert wild == caption_draws(source, 0) and len(set(wild)) > 1
+    assert all(text.startswith("cat number ") and text.endswith(", outdoors") for text in [*wild, *moved])
+    assert plain == ["{one|two}, three"]
+    images = report_on(source).images
+    assert [(image.tokens, image.tokens_lost) for image in images] == [(4, 0), (4, 0), (2, 0)]
+    assert images[0].caption == texts["wild"]
+
+
+def test_equal_problems_are_told_once(tmp_path: Path) -> None:
+    source = source_of(make_world(tmp_path))
+    problem, other = Problem("it is broken", "a.png", "mend it"), Problem("it is broken", "b.png", "mend it")
+    report = report_on(source, [problem, other, problem], [other, other])
+    assert report.problems == (problem, other) and report.left_out == (other,)
+    assert report_of_problems([problem, problem]).problems == (problem,)
