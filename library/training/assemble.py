@@ -47,7 +47,7 @@ from library.training.preflight import check_space_again
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
 from library.training.run import EmbeddingRun, FullModelRun, Run
-from library.training.runtime import prepare, start_runtime
+from library.training.runtime import end_runtime, prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
 
@@ -86,8 +86,7 @@ def train(run: Run) -> None:
         for line in summary(run, trainer, finished.finished_at - started_at):
             log.info(line)
     hashing.shutdown()
-    accelerator.wait_for_everyone()  # the others stay until the file is written
-    accelerator.end_training()
+    end_runtime(accelerator)  # the others stay until the file is written
 
 
 @dataclass(frozen=True)

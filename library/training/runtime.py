@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -20,6 +21,7 @@ log = get_logger(__name__)
 # How long one process waits for another. While a cache is filled, one may have all the pictures that are still to be
 # encoded and the others none; torch would end the run after ten minutes or half an hour.
 PATIENCE = timedelta(hours=24)
+_PAUSE = 0.2  # seconds
 
 
 def start_runtime(mixed_precision: str) -> Accelerator:
@@ -64,3 +66,13 @@ def _tell_launcher_precision(mixed_precision: str, accelerator: Accelerator) -> 
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed_precision)
     if asked != mixed_precision and accelerator.is_main_process:
         log.warning("accelerate launch is set to mixed precision %s; --mixed_precision %s wins", asked, mixed_precision)
+
+
+def end_runtime(accelerator: Accelerator) -> None:
+    """Waits for the other processes and lets go of them."""
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        # gloo's own thread needs Python's lock to free the last tensors; the engine's end would wait for that thread
+        # with the lock in hand, for ever
+        time.sleep(_PAUSE)
+    accelerator.end_training()

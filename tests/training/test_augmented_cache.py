@@ -52,6 +52,7 @@ def tell(capsys: pytest.CaptureFixture[str], beginning: str) -> str:
     return line[line.index(beginning) :]
 
 
+@pytest.mark.slow  # the quick run has the same in test_augmented.py, over mixed datasets
 @pytest.mark.parametrize("words", [[], [DISTRIBUTION]], ids=["draws", "distributions"])
 def test_caches_change_no_byte(
     tiny_models: dict[str, Path],
@@ -120,6 +121,7 @@ def test_pictures_that_overflow_are_encoded_in_float(
     assert all(torch.isfinite(tensor).all() for tensor in plain.values())
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_memory_cache(tiny_models: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     words = [*AUGMENTED, IN_MEMORY, "--train_batch_size", "1"]
     two = run_process(tiny_models["sd1"], words_for(pictures), tmp_path / "two", *words, processes=2)
