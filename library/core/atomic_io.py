@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -119,3 +120,15 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def why_not_writable(folder: Path) -> OSError | None:
+    """What happens when a file is made in `folder`; None where one can be.
+
+    It is tried: rights alone do not tell of disks that are mounted for reading.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from library.core.atomic_io import why_not_writable
 from library.core.errors import Problem, Problems, UserError
 from library.core.wording import some_of
 from library.data.augment import choices_of
@@ -231,17 +231,10 @@ class _Folders:
         if path not in self._folders:
             with os.scandir(path) as found:  # one by one would take a million questions
                 names = frozenset(entry.name for entry in found if entry.name.endswith(_ENDING))
-            self._folders[path] = _Folder(names, _why_not_writable(path), _longest_name(path))
+            error = why_not_writable(path)
+            reason = None if error is None else error.strerror or str(error)
+            self._folders[path] = _Folder(names, reason, _longest_name(path))
         return self._folders[path]
-
-
-def _why_not_writable(folder: Path) -> str | None:
-    """Tries it: rights alone do not tell of disks that are mounted for reading."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _longest_name(folder: Path) -> int:

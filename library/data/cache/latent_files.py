@@ -31,6 +31,7 @@ from library.data.cache.npz_files import (
     first_name,
     may_be_torn,
     read_arrays,
+    read_object,
     refuse_dangling_link,
     write_arrays,
 )
@@ -245,7 +246,7 @@ def read_entry(
         if found.lacks:
             return Entry(State.FOREIGN, lacks=found.lacks)
         return Entry(State.TRUSTED, tuple(Look(*look) for look in found.looks))
-    stored = _parse(content.arrays[FINGERPRINT])
+    stored = read_object(content.arrays[FINGERPRINT])
     if stored is None:
         return Entry(State.DAMAGED)
     state = expected.compare(stored)
@@ -273,7 +274,7 @@ def look_ahead(path: Path, expected: Fingerprint, sides: Sequence[bool], trusts_
     content = _read(path, expected, ())
     if content is None or content.is_damaged or FINGERPRINT not in content.names:
         return read_entry(path, expected, sides, trusts_foreign).state
-    stored = _parse(content.arrays[FINGERPRINT])
+    stored = read_object(content.arrays[FINGERPRINT])
     if stored is None:
         return State.DAMAGED
     state = replace(expected, picture=stored.get("picture", ""), vae=stored.get("vae", "")).compare(stored)
@@ -353,14 +354,6 @@ def _look(arrays: Arrays, expected: Fingerprint, flipped: bool) -> Look | None:
         return None
     latents = np.concatenate(whole) if len(whole) > 1 else whole[0]
     return Look(latents, mask if mask is None or not flipped else np.ascontiguousarray(mask[:, ::-1]))
-
-
-def _parse(text: NDArray[Any]) -> Mapping[str, Any] | None:
-    try:
-        stored = json.loads(str(text[()]))
-    except ValueError:
-        return None
-    return stored if isinstance(stored, dict) else None
 
 
 def _is_whole(array: NDArray[Any], shape: tuple[int, ...]) -> bool:

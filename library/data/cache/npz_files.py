@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import tokenize
 import zipfile
@@ -92,6 +93,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], check: Callable[[Path], 
         OSError: the file cannot be written; nothing is left of it.
     """
     write_whole(path, lambda temporary: np.savez(temporary, **arrays), check)
+
+
+def read_object(text: NDArray[Any]) -> Mapping[str, Any] | None:
+    """The JSON object in an array of one text; None where it is none."""
+    try:
+        stored = json.loads(str(text[()]))
+    except ValueError:
+        return None
+    return stored if isinstance(stored, dict) else None
 
 
 def refuse_dangling_link(path: Path) -> None:

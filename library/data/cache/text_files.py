@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.core.errors import UserError
-from library.data.cache.npz_files import first_name, may_be_torn, read_arrays, refuse_dangling_link, write_arrays
+from library.data.cache.npz_files import (
+    first_name,
+    may_be_torn,
+    read_arrays,
+    read_object,
+    refuse_dangling_link,
+    write_arrays,
+)
 
 FORMAT = 1
 FINGERPRINT = "sd_atelier_text_fingerprint"
@@ -120,7 +127,7 @@ def read_texts(path: Path, expected: TextFingerprint) -> TextEntry:
         return TextEntry(TextState.DAMAGED)
     if FINGERPRINT not in content.names:
         raise _not_ours(path)
-    stored, states = _parse(content.arrays[FINGERPRINT]), content.arrays.get(_STATES)
+    stored, states = read_object(content.arrays[FINGERPRINT]), content.arrays.get(_STATES)
     if stored is None:
         return TextEntry(TextState.DAMAGED)
     state = expected.compare(stored)
@@ -161,14 +168,6 @@ def refuse_unknown_texts(path: Path) -> None:
 def _check(path: Path, fingerprint: TextFingerprint) -> None:
     if read_texts(path, fingerprint).state is not TextState.FITS:
         raise OSError(f"{path.name} does not hold what was written")
-
-
-def _parse(text: NDArray[Any]) -> Mapping[str, Any] | None:
-    try:
-        stored = json.loads(str(text[()]))
-    except ValueError:
-        return None
-    return stored if isinstance(stored, dict) else None
 
 
 def _not_ours(path: Path) -> UserError:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from array import array
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from library.core.atomic_io import write_whole
+from library.core.atomic_io import why_not_writable, write_whole
 from library.core.errors import Problems
 from library.core.sizes import Size
 from library.data.captions.caption_files import DEFAULT_CAPTION_EXTENSIONS
@@ -227,11 +226,9 @@ def _read_common(path: Path) -> KeptInfo | None:
 
 
 def check_writable(path: Path, problems: Problems) -> None:
-    """Complains where the file could not be written; tried, since rights do not tell of disks mounted for reading."""
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
+    """Complains where the file could not be written."""
+    error = why_not_writable(path.parent)
+    if error is not None:
         report_unwritable(path, error, problems)
 
 

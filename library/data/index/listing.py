@@ -15,7 +15,7 @@ from library.core.wording import some_of
 from library.data.description.config import SubsetConfig
 from library.data.index.metadata import find_pictures, read_metadata
 from library.data.pictures.images import IMAGE_EXTENSIONS, list_images, other_pictures
-from library.data.pictures.picture_kinds import system_path, why_not_read
+from library.data.pictures.picture_kinds import is_picture_name, system_path, why_not_read
 
 _NAMES_TOLD = 5
 
@@ -49,7 +49,7 @@ class FolderFiles:
         caption_endings = tuple(endings)
         with os.scandir(system_path(path)) as entries:
             for entry in entries:
-                is_picture = _is_picture(entry.name)
+                is_picture = is_picture_name(entry.name)
                 if not (is_picture or entry.name.endswith(caption_endings)) or not _is_file(entry):
                     continue
                 if is_picture:
@@ -189,11 +189,6 @@ def _describe_empty(folder: Path) -> str:
     if below:
         return f"no pictures directly in this folder; they lie in its folders {_some(below)}, each needs its own subset"
     return f"no pictures in this folder; it holds {_some(files)}" if files else "the folder is empty"
-
-
-def _is_picture(name: str) -> bool:
-    """Hidden files are none: macOS leaves `._name.jpg` on foreign drives."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

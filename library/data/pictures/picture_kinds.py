@@ -94,6 +94,11 @@ def list_images(folder: Path) -> list[str]:
     return _names_of_files(folder, IMAGE_EXTENSIONS)
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture, see `list_images`."""
+    return _has_ending(name, IMAGE_EXTENSIONS)
+
+
 def other_pictures(folder: Path) -> list[str]:
     """The names of files in `folder` that are pictures by their ending but are not read; see `why_not_read`.
 
