@@ -19,13 +19,15 @@ Check = Callable[[Any], str | None]
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What stands beside a field: help, allowed values, and a check that returns a complaint or None."""
+    """What stands beside a field: help, allowed values, a check that returns a complaint or None, and other names that
+    guides use for the same option."""
 
     help: str
     choices: tuple[str, ...] = ()
     check: Check | None = None
     required: bool = False
     metavar: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 def option(
@@ -36,9 +38,11 @@ def option(
     check: Check | None = None,
     required: bool = False,
     metavar: str | None = None,
+    aliases: Sequence[str] = (),
 ) -> Any:
     """Declares one option as a dataclass field."""
-    return field(default=default, metadata={"option": OptionInfo(help, tuple(choices), check, required, metavar)})
+    info = OptionInfo(help, tuple(choices), check, required, metavar, tuple(aliases))
+    return field(default=default, metadata={"option": info})
 
 
 class OptionGroup:

@@ -38,6 +38,11 @@ def between(low: float, high: float) -> Callable[[Any], str | None]:
     return check
 
 
+def finite(value: float) -> str | None:
+    """A check: neither infinite nor NaN."""
+    return None if math.isfinite(value) else f"must be a finite number, got {value:g}"
+
+
 def share(value: float) -> str | None:
     """A check: a probability from 0 to 1."""
     return None if 0 <= value <= 1 else f"must be between 0 and 1, got {value:g}"

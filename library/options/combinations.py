@@ -5,9 +5,12 @@ from __future__ import annotations
 from library.core.errors import Problems
 from library.options.caching import TEXT_CACHE_FLAG, CachingOptions
 from library.options.embedding import EmbeddingOptions
+from library.options.memory import MemoryOptions
 from library.options.network import NetworkOptions
+from library.options.optimizer import PartRateOptions
+from library.options.parse import OptionValues
 from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
-from library.options.training import TrainingOptions
+from library.options.training import FineTuningOptions, TrainingOptions
 
 
 def check_length(training: TrainingOptions, problems: Problems) -> None:
@@ -20,7 +23,7 @@ def check_length(training: TrainingOptions, problems: Problems) -> None:
         )
 
 
-def check_network_parts(network: NetworkOptions, problems: Problems) -> None:
+def check_network_parts(network: NetworkOptions, rates: PartRateOptions, problems: Problems) -> None:
     """Something must train, and a rate must belong to a part that does."""
     unet_only, text_only = network.network_train_unet_only, network.network_train_text_encoder_only
     if unet_only and text_only:
@@ -30,10 +33,27 @@ def check_network_parts(network: NetworkOptions, problems: Problems) -> None:
             "keep one of them, or none to train both parts",
         )
         return
-    if unet_only and network.text_encoder_lr is not None:
+    if unet_only and rates.text_encoder_lr is not None:
         problems.add("the text encoder does not train", "--text_encoder_lr", "remove it, or --network_train_unet_only")
-    if text_only and network.unet_lr is not None:
+    if text_only and rates.unet_lr is not None:
         problems.add("the U-Net does not train", "--unet_lr", "remove it, or --network_train_text_encoder_only")
+
+
+def check_part_rates(rates: PartRateOptions, trains_text_encoder: bool, problems: Problems) -> None:
+    """A rate must belong to a part of the whole model that trains."""
+    if not trains_text_encoder and rates.text_encoder_lr is not None:
+        fix = "remove it, or train the text encoder (fine_tune.py: --train_text_encoder)"
+        problems.add("the text encoder does not train", "--text_encoder_lr", fix)
+
+
+def check_hypernetwork(tuning: FineTuningOptions, options: OptionValues, problems: Problems) -> None:
+    """What of fine_tune.py means nothing where a hypernetwork is trained in the place of the model."""
+    if tuning.hypernetwork_module is None:
+        problems.add("no hypernetwork is trained", "--hypernetwork_weights", "give --hypernetwork_module as well")
+    for name in ("train_text_encoder", "text_encoder_lr", "save_model_as", "use_safetensors", "save_vae_precision"):
+        if name in options.given and (name != "train_text_encoder" or tuning.train_text_encoder):
+            fix = "remove it; a hypernetwork changes the U-Net only and is a .pt file"
+            problems.add("it does not fit --hypernetwork_module", f"--{name}", fix)
 
 
 def check_text(text: TextOptions, problems: Problems) -> None:
@@ -85,8 +105,11 @@ def check_caching(
         problems.add(what, f"{TEXT_CACHE_FLAG}, --no_token_padding", "remove one of them")
 
 
-def check_embedding(embedding: EmbeddingOptions, text: TextOptions, problems: Problems) -> None:
-    """An embedding starts from one thing, fits into a caption, and changes what captions become."""
+def check_embedding(embedding: EmbeddingOptions, text: TextOptions, memory: MemoryOptions, problems: Problems) -> None:
+    """An embedding starts from one thing, fits into a caption, changes what captions become, and takes no memory."""
+    for flag, is_on in (("--full_fp16", memory.full_fp16), ("--full_bf16", memory.full_bf16)):
+        if is_on:
+            problems.add("the few vectors of a new word stay float32, it would save nothing", flag, "remove it")
     if embedding.use_object_template and embedding.use_style_template:
         flags = "--use_object_template, --use_style_template"
         problems.add("an embedding is an object or a style", flags, "keep one of them")

@@ -131,6 +131,17 @@ class DataOptions(OptionGroup):
     loss_weight: float = option(
         1.0, "weight of the loss of the pictures; meant for subsets of a dataset file", check=at_least(0), metavar="W"
     )
+    validation_split: float = option(
+        0.0,
+        "share of the pictures, from 0 to 1, that are kept out of the training to measure the validation loss on",
+        check=share,
+        metavar="SHARE",
+    )
+    validation_seed: int | None = option(
+        None,
+        "seed that chooses those pictures, and the noise that they are measured with; default: --seed",
+        metavar="N",
+    )
     cache_info: bool = option(
         False,
         "keep sizes and captions of the pictures in a file in their folder; the next start opens only what changed",

@@ -41,6 +41,9 @@ class EmbeddingOptions(OptionGroup):
         check=at_least(1),
         metavar="N",
     )
+    xti: bool = option(
+        False, "extended Textual Inversion (P+): the word has vectors of its own for each attention layer of the U-Net"
+    )
     weights: str | None = option(
         None, "embedding to go on from: .safetensors, or .pt of this program or the Web UI", metavar="FILE"
     )

@@ -48,6 +48,10 @@ class OptionValues:
                 return instance
         raise KeyError(group.__name__)
 
+    def has(self, group: type[OptionGroup]) -> bool:
+        """Whether the script understands the options of a group."""
+        return any(isinstance(instance, group) for instance in self.groups)
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the program."""
@@ -73,6 +77,7 @@ def parse_options(
     all_groups = (*groups, ConfigOptions)
     known = {item.name: (group, item) for group in all_groups for item in option_fields(group)}
     problems = Problems()
+    _report_two_names(known, argv, problems)
     texts, unknown = _split_command_line(script, description, all_groups, argv)
     _report_unknown_words(unknown, known, problems)
     values = _convert_texts(texts, known, problems)
@@ -102,8 +107,22 @@ def build_parser(script: str, description: str, groups: Sequence[type[OptionGrou
     for group in groups:
         section = parser.add_argument_group(group.title)
         for item in option_fields(group):
-            section.add_argument(f"--{item.name}", **_argument_settings(group, item))
+            flags = [f"--{name}" for name in names_of(item)]
+            section.add_argument(*flags, dest=item.name, **_argument_settings(group, item))
     return parser
+
+
+def names_of(item: Field[Any]) -> tuple[str, ...]:
+    """The name of an option, and the other names under which guides know it."""
+    return (item.name, *info_of(item).aliases)
+
+
+def _report_two_names(known: dict[str, Any], argv: Sequence[str], problems: Problems) -> None:
+    flags = {word.split("=", 1)[0].removeprefix("--") for word in argv if word.startswith("--")}
+    for _, item in known.values():
+        used = [name for name in names_of(item) if name in flags]
+        if len(used) > 1:
+            problems.add("they are one option", ", ".join(f"--{name}" for name in used), "keep one of them")
 
 
 def _argument_settings(group: type[OptionGroup], item: Field[Any]) -> dict[str, Any]:
@@ -133,7 +152,7 @@ def _report_unknown_words(unknown: Iterable[str], known: dict[str, Any], problem
         is_flag = word.startswith("-") and not _is_number(word)
         if is_flag:
             flag = word.split("=", 1)[0]
-            flags = [f"--{name}" for name in known]
+            flags = [f"--{name}" for _, item in known.values() for name in names_of(item)]
             fix = _FILE_KEYS.get(flag) or suggest_name(flag, flags, "see --help for all options")
             problems.add(f"{flag} is not an option", "command line", fix)
         elif not after_unknown_flag:
@@ -211,10 +230,11 @@ def _take_table(
     file: TomlFile, names: tuple[str, ...], known: dict[str, Any], found: dict[str, Any], problems: Problems
 ) -> None:
     table: dict[str, Any] = functools.reduce(lambda above, name: above[name], names, file.content)
-    for key, value in table.items():
-        place = file.where((*names, key))
+    own_names = {alias: name for name, (_, item) in known.items() for alias in info_of(item).aliases}
+    for written, value in table.items():
+        place, key = file.where((*names, written)), own_names.get(written, written)
         if isinstance(value, dict) and key not in known:
-            _take_table(file, (*names, key), known, found, problems)
+            _take_table(file, (*names, written), known, found, problems)
         elif key not in known or key in ("config_file", "output_config"):
             fix = suggest_name(key, known, "see --help for all options")
             problems.add(f"{key} is not an option", place, fix)

@@ -10,12 +10,17 @@ from library.options.base import OptionGroup
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.embedding import EmbeddingOptions
+from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
+from library.options.objective import ObjectiveOptions
+from library.options.optimizer import OptimizerOptions, PartRateOptions
+from library.options.reg_images import RegImageOptions
 from library.options.report import ReportOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
-from library.options.training import FineTuningOptions, OptimizerOptions, OutputOptions, TrainingOptions
+from library.options.training import DreamBoothOptions, FineTuningOptions, OutputOptions, TrainingOptions
+from library.options.validation import ValidationOptions
 
 
 @dataclass(frozen=True)
@@ -26,35 +31,28 @@ class Script:
     groups: tuple[type[OptionGroup], ...]
 
 
+_PICTURES: tuple[type[OptionGroup], ...] = (ModelOptions, DataOptions, RegImageOptions, CachingOptions, TextOptions)
+_LOOP: tuple[type[OptionGroup], ...] = (
+    *(TrainingOptions, ObjectiveOptions, OptimizerOptions, MemoryOptions, ValidationOptions, OutputOptions),
+)
+
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
     {
         "train_network.py": Script(
             "Trains a LoRA (or another network module) on your own pictures, beside a frozen base model.",
-            (
-                *(ModelOptions, DataOptions, CachingOptions, TextOptions, NetworkOptions),
-                *(TrainingOptions, OptimizerOptions, OutputOptions),
-            ),
+            (*_PICTURES, NetworkOptions, PartRateOptions, *_LOOP),
         ),
         "train_db.py": Script(
             "Trains a whole model, U-Net and text encoder, on your own pictures (DreamBooth and fine-tuning).",
-            (
-                *(ModelOptions, DataOptions, CachingOptions, TextOptions, TrainingOptions, OptimizerOptions),
-                *(OutputOptions, ModelSavingOptions),
-            ),
+            (*_PICTURES, DreamBoothOptions, PartRateOptions, *_LOOP, ModelSavingOptions),
         ),
         "fine_tune.py": Script(
             "Trains a whole model, the U-Net alone or the text encoder as well, on pictures with captions.",
-            (
-                *(ModelOptions, DataOptions, CachingOptions, TextOptions, FineTuningOptions, TrainingOptions),
-                *(OptimizerOptions, OutputOptions, ModelSavingOptions),
-            ),
+            (*_PICTURES, FineTuningOptions, PartRateOptions, *_LOOP, ModelSavingOptions),
         ),
         "train_textual_inversion.py": Script(
             "Trains the vectors of a new word (Textual Inversion) on your own pictures, beside a frozen model.",
-            (
-                *(ModelOptions, DataOptions, CachingOptions, TextOptions, EmbeddingOptions),
-                *(TrainingOptions, OptimizerOptions, OutputOptions),
-            ),
+            (*_PICTURES, EmbeddingOptions, *_LOOP),
         ),
         "tools/dataset_report.py": Script(
             "Shows what a training would do with its pictures. Needs no model.",

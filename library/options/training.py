@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from library.options.base import OptionGroup, option
-from library.options.checks import above, at_least, file_stem
+from library.options.checks import at_least, file_stem, not_blank
 from library.options.saving import PRECISIONS
-
-# where --learning_rate is not given
-NETWORK_LEARNING_RATE, MODEL_LEARNING_RATE, EMBEDDING_LEARNING_RATE = 1e-4, 2e-6, 5e-4
 
 
 @dataclass(frozen=True)
@@ -43,26 +40,30 @@ class FineTuningOptions(OptionGroup):
     title: ClassVar[str] = "Fine-tuning"
 
     train_text_encoder: bool = option(False, "train the text encoder as well, not the U-Net alone")
+    hypernetwork_module: str | None = option(
+        None,
+        "train this network beside the frozen model instead, networks.hypernetwork as older guides name it; the same as"
+        " train_network.py --network_module",
+        check=not_blank,
+        metavar="MODULE",
+    )
+    hypernetwork_weights: str | None = option(
+        None, "file of a trained hypernetwork to go on from; with --hypernetwork_module", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True)
-class OptimizerOptions(OptionGroup):
-    """The optimizer and its rate."""
+class DreamBoothOptions(OptionGroup):
+    """Options of train_db.py."""
 
-    title: ClassVar[str] = "Optimizer"
+    title: ClassVar[str] = "DreamBooth"
 
-    optimizer_type: str = option("AdamW", "the optimizer that applies the gradients", choices=("AdamW",))
-    optimizer_args: tuple[str, ...] = option(
-        (), "further arguments of the optimizer, such as weight_decay=0.01 betas=0.9,0.999", metavar="KEY=VALUE"
-    )
-    learning_rate: float | None = option(
+    stop_text_encoder_training: int | None = option(
         None,
-        "learning rate of every part that is given none of its own; default: 1e-4 for a network, 2e-6 for a whole"
-        " model, 5e-4 for an embedding",
-        check=above(0),
-        metavar="RATE",
+        "train the text encoder for the first N updates only; 0 and -1 leave it as it is",
+        check=at_least(-1),
+        metavar="N",
     )
-    lr_scheduler: str = option("constant", "how the rate changes over the run", choices=("constant",))
 
 
 @dataclass(frozen=True)

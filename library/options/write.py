@@ -12,7 +12,7 @@ from library.core.errors import UserError
 from library.core.sizes import Size
 from library.options.base import OptionGroup, info_of, option_fields, value_type
 from library.options.config import ConfigOptions
-from library.options.parse import OptionValues, config_path, help_text
+from library.options.parse import OptionValues, config_path, help_text, names_of
 from library.options.scripts import Script
 
 
@@ -73,4 +73,5 @@ def _row(group: type[OptionGroup], item: Any) -> str:
     kind, info = value_type(group, item.name), info_of(item)
     names = {bool: "switch", int: "whole number", float: "number", str: "text", Size: "size"}
     value = ", ".join(f"`{choice}`" for choice in info.choices) or names.get(kind, "list of texts")
-    return f"| `--{item.name}` | {value} | {help_text(item).replace('|', '/')} |"
+    flags = ", ".join(f"`--{name}`" for name in names_of(item))
+    return f"| {flags} | {value} | {help_text(item).replace('|', '/')} |"

@@ -14,10 +14,11 @@ from library.core.sizes import Size, Span
 from library.options.base import info_of, option_fields, value_type
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
-from library.options.network import NetworkOptions
+from library.options.network import NetworkOptions, network_alpha_in_force, network_dim_in_force
+from library.options.optimizer import OptimizerOptions, PartRateOptions
 from library.options.parse import OptionValues, parse_options
 from library.options.scripts import SCRIPTS
-from library.options.training import OptimizerOptions, TrainingOptions
+from library.options.training import TrainingOptions
 from library.options.write import options_as_toml, options_page, write_options_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +41,10 @@ def test_defaults_are_those_of_the_field() -> None:
     data, network, training = options.of(DataOptions), options.of(NetworkOptions), options.of(TrainingOptions)
     assert (data.min_bucket_reso, data.max_bucket_reso, data.bucket_reso_steps) == (256, 1024, 64)
     assert (data.train_batch_size, data.prior_loss_weight, data.enable_bucket) == (1, 1.0, False)
-    assert (network.network_dim, network.network_alpha) == (4, 1.0)
+    assert (network_dim_in_force(network), network_alpha_in_force(network)) == (4, 1.0)
     assert (training.mixed_precision, training.gradient_accumulation_steps) == ("no", 1)
-    assert options.of(OptimizerOptions).lr_scheduler == "constant"
+    optimizer = options.of(OptimizerOptions)
+    assert (optimizer.optimizer_type, optimizer.lr_scheduler, optimizer.lr_warmup_steps) == (None, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,25 @@ def test_negative_numbers_are_values_not_flags() -> None:
 
 
 def test_names_of_choices_ignore_case() -> None:
-    assert parse("--optimizer_type", "adamw").of(OptimizerOptions).optimizer_type == "AdamW"
+    assert parse("--mixed_precision", "BF16").of(TrainingOptions).mixed_precision == "bf16"
+
+
+def test_the_other_name_of_an_option_is_the_same_option(tmp_path: Path) -> None:
+    assert parse("--learning_rate_te", "1e-5").of(PartRateOptions).text_encoder_lr == 1e-5
+    assert parse("--scheduler_args", "a=1", "b=2").of(OptimizerOptions).lr_scheduler_args == ("a=1", "b=2")
+    file = tmp_path / "run.toml"
+    file.write_text("learning_rate_te = 1e-5", encoding="utf-8")
+    assert parse("--config_file", str(file)).of(PartRateOptions).text_encoder_lr == 1e-5
+    assert parse("--config_file", str(file), "--text_encoder_lr", "3e-5").of(PartRateOptions).text_encoder_lr == 3e-5
+    assert "did you mean --learning_rate_te?" in complaints("--learning_rate_tee", "1e-5")
+
+
+def test_an_option_under_two_names_is_refused(tmp_path: Path) -> None:
+    text = complaints("--learning_rate_te", "1e-5", "--text_encoder_lr=2e-5")
+    assert "--text_encoder_lr, --learning_rate_te: they are one option" in text
+    file = tmp_path / "run.toml"
+    file.write_text("learning_rate_te = 1e-5\ntext_encoder_lr = 2e-5", encoding="utf-8")
+    assert "text_encoder_lr stands twice" in complaints("--config_file", str(file))
 
 
 def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
