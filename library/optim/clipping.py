@@ -21,13 +21,13 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) ->
         max_norm: infinite for no limit.
 
     Returns:
-        The norm before scaling, a scalar tensor on the device.
+        The norm before scaling, a float32 scalar tensor on the device, whatever the format of the gradients.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     parts = [gradient for gradient in gradients if gradient.numel() > _SMALL]
     small = [gradient for gradient in gradients if gradient.numel() <= _SMALL]
     if small:
         parts.append(_flatten_dense_tensors(small))
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts, dtype=torch.float32)))
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

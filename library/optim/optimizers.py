@@ -1,58 +1,270 @@
-"""Optimizers by the names of `--optimizer_type`."""
+"""Optimizers by the names of `--optimizer_type`: checked before a model is loaded, made, described, and asked for the
+rates they really apply."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from library.core.errors import Problems, suggest_name
-from library.options.training import OptimizerOptions
+from library.core.errors import Problems, UserError
+from library.optim.arguments import missing_arguments, quietly, read_arguments, reason_of, signature_of
+from library.optim.nesterov import add_nesterov, ignores_nesterov
+from library.optim.registry import (
+    FLAG,
+    Choice,
+    adapts_by_distance,
+    check_switches,
+    chosen_path,
+    is_adafactor,
+    is_schedule_free,
+    path_of,
+    resolve,
+)
+from library.options.optimizer import OptimizerOptions
 
 Optimizer = torch.optim.Optimizer
 
-_OPTION_OF_ARGUMENT = {"lr": "--learning_rate"}  # what has a flag of its own
-_NOT_FOR_USERS = {"self", "params", "fused", "foreach", "capturable", "differentiable"}
+ARGUMENTS_FLAG = "--optimizer_args"
+FOUND_RATE = 1.0  # what an optimizer multiplies the rate with that it finds, where nobody says otherwise
+
+_RATE_FLAGS = "--learning_rate, --unet_lr, --text_encoder_lr"
+_GIVEN_BY_US = {"lr": "use --learning_rate", "layer_scale": "give the parts rates of their own"}
+_SCALE = "layer_scale"  # DAdaptAdam's factor of a group, in place of unequal rates
+_EACH_PARAMETER_ALONE = ("torch", "bitsandbytes", "lion_pytorch", "transformers")  # packages whose optimizers do so
+_SET_ASIDE = "set_aside_weights"
+
+
+def check_optimizer(options: OptimizerOptions, rates: Mapping[str, float | None], problems: Problems) -> None:
+    """Whether the optimizer is there, takes its arguments, and can train each part at its rate.
+
+    Imports the one package that is asked for, and makes the optimizer once, over a single small weight.
+
+    Args:
+        rates: of the parts that train, by name; None where nobody said one.
+        problems: takes everything that was found.
+    """
+    known = len(problems)
+    check_switches(options, problems)
+    if len(problems) > known:
+        return
+    choice = problems.attempt(lambda: resolve(options))
+    if choice is None:
+        return
+    arguments = _arguments(choice, options, problems)
+    if len(problems) > known:
+        return
+    given = {name: FOUND_RATE if rate is None else rate for name, rate in rates.items()}
+    if _has_own_rate(choice.kind, arguments):
+        if any(rate != FOUND_RATE for rate in given.values()):
+            what = "AdaFactor with relative_step=True, its default, finds the rate itself and uses none that is given"
+            fix = f"remove {_RATE_FLAGS}, or give {ARGUMENTS_FLAG} relative_step=False to set the rate"
+            problems.add(what, _RATE_FLAGS, fix)
+        given = {}
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    groups = [{"params": [weight], "lr": FOUND_RATE, "name": "trial"}]
+    trial = problems.attempt(lambda: _construct(choice, arguments, groups))
+    if trial is not None:
+        reason = _why_not_unequal(trial, list(given.values()))
+        if reason is not None:
+            told = ", ".join(f"{name} {rate:g}" for name, rate in given.items())
+            problems.add(f"{choice.name} {reason}, and they are: {told}", _RATE_FLAGS, "give all parts the same rate")
+
+
+def finds_rate_itself(options: OptimizerOptions) -> bool:
+    """Whether the optimizer finds the rate: then the default of `--learning_rate` is 1, a factor of what it finds."""
+    path = chosen_path(options)
+    return adapts_by_distance(path) or has_own_schedule(options)
+
+
+def has_own_schedule(options: OptimizerOptions) -> bool:
+    """Whether the optimizer sets its rate at every update (Adafactor with `relative_step`, which is its default)."""
+    words = dict(word.replace(" ", "").partition("=")[::2] for word in options.optimizer_args)
+    return is_adafactor(chosen_path(options)) and words.get("relative_step", "true").lower() not in ("false", "0")
 
 
 def make_optimizer(options: OptimizerOptions, param_groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """The optimizer over `param_groups`, each with `params`, `lr` and `name`.
-
-    Fused: the quickest on CPU and CUDA alike, and the fp16 scaler need not wait for the device.
+    """The optimizer over `param_groups`, each with `params`, `lr` and `name`; further keys go to the optimizer.
 
     Raises:
-        UserError: for arguments the optimizer does not have, or values that are none.
+        UserError: for what `check_optimizer` finds, or where the groups' rates differ and the optimizer has one only.
     """
-    arguments = parse_optimizer_args(options.optimizer_args)
-    return torch.optim.AdamW(list(param_groups), fused=True, **arguments)
-
-
-def parse_optimizer_args(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword arguments; a comma makes a list. Values are read as literals, never run.
-
-    Raises:
-        UserError: with every word that cannot be used.
-    """
-    problems, arguments = Problems(), dict[str, Any]()
-    known = [name for name in inspect.signature(torch.optim.AdamW).parameters if name not in _NOT_FOR_USERS]
-    for word in words:
-        name, sign, text = word.partition("=")
-        if name in _OPTION_OF_ARGUMENT:
-            problems.add(f"{name} has an option of its own", "--optimizer_args", f"use {_OPTION_OF_ARGUMENT[name]}")
-        elif not sign or name not in known:
-            fix = suggest_name(name, known, f"write key=value; known are {', '.join(known)}")
-            problems.add(f"{word!r} is not an argument of the optimizer", "--optimizer_args", fix)
-        else:
-            try:
-                arguments[name] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                problems.add(
-                    f"{text!r} is no value for {name}",
-                    "--optimizer_args",
-                    "a number, numbers joined by commas, True or False",
-                )
+    problems = Problems()
+    choice = resolve(options)
+    arguments = _arguments(choice, options, problems)
     problems.raise_if_any()
+    groups = [dict(group) for group in param_groups]
+    if choice.kind is torch.optim.AdamW:
+        # the quickest on CPU and CUDA alike, and the fp16 scaler need not wait for the device
+        arguments["fused"] = True
+    own_rate = _has_own_rate(choice.kind, arguments)
+    rates = [group["lr"] for group in groups]
+    if own_rate:
+        for group in groups:
+            group["lr"] = None
+    elif len(set(rates)) > 1 and adapts_by_distance(path_of(choice.kind)):
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        trial = _construct(choice, arguments, [{"params": [weight], "lr": FOUND_RATE}])
+        reason = _why_not_unequal(trial, rates)
+        if reason is not None:
+            told = ", ".join(f"{group['name']} {group['lr']:g}" for group in groups)
+            what = f"{choice.name} {reason}, and they are: {told}"
+            raise UserError.of(what, FLAG, "give all parts, and all blocks of a network, the same rate")
+        for group in groups:
+            group.update({"lr": max(rates), _SCALE: group["lr"] / max(rates)})
+    optimizer = _construct(choice, arguments, groups)
+    if arguments.get("nesterov") and ignores_nesterov(choice.kind):
+        add_nesterov(optimizer)
+    return optimizer
+
+
+def describe_optimizer(options: OptimizerOptions, optimizer: Optimizer) -> list[str]:
+    """Lines for the start report: the class with all its arguments, and what was filled in."""
+    inner, choice = unwrapped(optimizer), resolve(options)
+    told = signature_of(type(inner), ARGUMENTS_FLAG, _GIVEN_BY_US).defaults
+    arguments = _arguments(choice, options, Problems())  # some classes keep them under other names
+    shown = {name: inner.defaults.get(name, arguments.get(name)) for name in (*told, *arguments)}
+    values = ", ".join(f"{name}={value}" for name, value in shown.items() if name in {*inner.defaults, *arguments})
+    lines = [f"optimizer: {path_of(type(inner))}({values})"]
+    given = {word.partition("=")[0].strip() for word in options.optimizer_args}
+    filled = [f"{name}={value}" for name, value in choice.fills.items() if name not in given]
+    if filled:
+        lines.append(f"optimizer: {choice.name} filled in {', '.join(filled)}")
+    if has_own_schedule(options):
+        lines.append("optimizer: it finds its rate at every update; no learning rate and no schedule apply")
+    elif adapts_by_distance(path_of(type(inner))):
+        lines.append("optimizer: it finds the rate d by itself; the learning rate is a factor of it (1 is usual)")
+    scales = {group["name"]: group[_SCALE] for group in inner.param_groups if group.get(_SCALE, 1.0) != 1.0}
+    if scales:
+        shares = ", ".join(f"{name} {scale:g}" for name, scale in scales.items())
+        lines.append(f"optimizer: unequal rates of the parts became its {_SCALE}: {shares}")
+    return lines
+
+
+def optimizer_name(options: OptimizerOptions) -> str:
+    """The class with the arguments it was given, as the metadata key `ss_optimizer` has it."""
+    choice = resolve(options)
+    arguments = _arguments(choice, options, Problems())
+    words = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return path_of(choice.kind) + (f"({words})" if words else "")
+
+
+def rates_in_force(optimizer: Optimizer) -> dict[str, float | torch.Tensor]:
+    """The rate that the latest update really applied, by the name of the group.
+
+    A plain optimizer's is the group's `lr`; D-Adaptation's and Prodigy's `d` times that; Adafactor's its own, as a mean
+    over the weights where it scales with them; a schedule-free one's includes its warm-up. To be asked after the
+    optimizer's step and before the schedule's, which sets the rate of the next update.
+    """
+    inner = unwrapped(optimizer)
+    return {
+        group.get("name", f"group{number}"): _rate_of(inner, group) for number, group in enumerate(inner.param_groups)
+    }
+
+
+def train_mode(optimizer: Optimizer) -> None:
+    """Puts a schedule-free optimizer's weights where training goes on; nothing for all others."""
+    inner = unwrapped(optimizer)
+    if not is_schedule_free(path_of(type(inner))):
+        return
+    inner.train()  # type: ignore[attr-defined]
+    set_aside = vars(inner).pop(_SET_ASIDE, None)
+    if set_aside is not None:  # going there and back rounds; what was looked at must not change what is learned
+        with torch.no_grad():
+            for parameter, weights in set_aside:
+                parameter.copy_(weights)
+
+
+def eval_mode(optimizer: Optimizer) -> None:
+    """Puts a schedule-free optimizer's average into the weights, to be judged or saved; nothing for all others."""
+    inner = unwrapped(optimizer)
+    if not is_schedule_free(path_of(type(inner))) or not inner.param_groups[0]["train_mode"]:
+        return
+    weights = [parameter for group in inner.param_groups for parameter in group["params"]]
+    vars(inner)[_SET_ASIDE] = [(parameter, parameter.detach().clone()) for parameter in weights]
+    inner.eval()  # type: ignore[attr-defined]
+
+
+def steps_apart(optimizer: Optimizer) -> bool:
+    """Whether each parameter can be stepped alone with the same result: nothing is shared between them."""
+    return kind_steps_apart(type(unwrapped(optimizer)))
+
+
+def kind_steps_apart(kind: type[Optimizer]) -> bool:
+    """`steps_apart` of a class; False for packages that nobody has looked into."""
+    return kind.__module__.split(".")[0] in _EACH_PARAMETER_ALONE
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer itself, out of the wrappers of Accelerate and of ours."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _arguments(choice: Choice, options: OptimizerOptions, problems: Problems) -> dict[str, Any]:
+    """The arguments in force, those that the name fills in included; mistakes go to `problems`."""
+    signature = signature_of(choice.kind, ARGUMENTS_FLAG, _GIVEN_BY_US)
+    arguments = {**choice.fills, **read_arguments(options.optimizer_args, signature, problems)}
+    missing = missing_arguments(signature, arguments)
+    if missing:
+        what = f"{path_of(choice.kind)} cannot do without {', '.join(missing)}"
+        problems.add(what, ARGUMENTS_FLAG, f"give {' '.join(f'{name}=…' for name in missing)}")
     return arguments
+
+
+def _construct(choice: Choice, arguments: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimizer; what its class refuses is a user's mistake.
+
+    Raises:
+        UserError: with the class's own words.
+    """
+    rate = None if _has_own_rate(choice.kind, arguments) else groups[0]["lr"]
+    for group in groups:
+        group["lr"] = rate if rate is None else group["lr"]
+    try:
+        return quietly(lambda: choice.kind(groups, lr=rate, **arguments))  # type: ignore[call-arg]
+    except Exception as error:  # classes of others refuse with whatever they like
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items()) or "its own defaults"
+        what = f"{path_of(choice.kind)} does not take {given}: {reason_of(error)}"
+        raise UserError.of(what, f"{FLAG}, {ARGUMENTS_FLAG}", "mend what it complains about") from error
+
+
+def _has_own_rate(kind: type[Optimizer], arguments: Mapping[str, Any]) -> bool:
+    return is_adafactor(path_of(kind)) and bool(arguments.get("relative_step", True))
+
+
+def _why_not_unequal(optimizer: Optimizer, rates: Sequence[float]) -> str | None:
+    """Why an optimizer cannot train its groups at these rates, as the packages are today; None where it can.
+
+    dadaptation 3.2 and prodigyopt 1.1.2: AdaGrad, Adan and AdanIP take the first group's rate for all and say nothing,
+    the others stop at the first step. DAdaptAdam alone has a factor for each group.
+    """
+    distinct = len(set(rates)) > 1
+    if not distinct or not adapts_by_distance(path_of(type(optimizer))) or _SCALE in optimizer.defaults:
+        return None
+    return "finds one rate for all parts and cannot use unequal ones"
+
+
+def _rate_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float | torch.Tensor:
+    path = path_of(type(optimizer))
+    if adapts_by_distance(path) and "d" in group:
+        return group["d"] * group["lr"] * group.get(_SCALE, 1.0)
+    if is_schedule_free(path) and "scheduled_lr" in group:
+        return float(group["scheduled_lr"])
+    if is_adafactor(path):
+        return _adafactor_rate(optimizer, group)
+    return group["lr"]
+
+
+def _adafactor_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float | torch.Tensor:
+    """Shazeer and Stern 2018: the relative step size, times the size of the weights where it scales with them."""
+    states = [optimizer.state[item] for item in group["params"] if optimizer.state.get(item)]
+    step, rate = max((state["step"] for state in states), default=1), group["lr"]
+    if group["relative_step"]:
+        rate = min(1e-6 * step if group["warmup_init"] else 1e-2, step**-0.5)
+    if not group["scale_parameter"] or not states:
+        return rate
+    sizes = torch.stack([torch.as_tensor(state["RMS"], dtype=torch.float32) for state in states])
+    return rate * sizes.clamp(min=group["eps"][1]).mean()

@@ -34,3 +34,16 @@ def test_without_need_the_gradients_keep_every_bit() -> None:
     ours = parameters()
     clip_gradients(ours, math.inf)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours[:-1], parameters()[:-1], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_half_precision_gradients_has_all_its_digits(dtype: torch.dtype) -> None:
+    """Its square is beyond fp16, and bf16 would keep two digits of it."""
+    halves = [torch.nn.Parameter(parameter.detach().to(dtype)) for parameter in parameters()[:-1]]
+    for half in halves:
+        half.grad = half.detach() * 100
+    expected = torch.stack([half.grad.double().square().sum() for half in halves]).sum().sqrt()
+    norm = clip_gradients(halves, 1.0)
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(float(expected), rel=1e-5)
+    after = torch.stack([half.grad.double().square().sum() for half in halves]).sum().sqrt()
+    assert float(after) == pytest.approx(1.0, rel=5e-3)
