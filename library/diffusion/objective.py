@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from library.diffusion.loss import weighted_mse
-from library.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, velocity
+from library.diffusion.loss import errors_of, weighted_mean
+from library.diffusion.noise import Noise, with_adaptive_offset
+from library.diffusion.schedule import add_noise, training_schedule, velocity
+from library.diffusion.weighting import loss_thresholds, timestep_weights
+from library.options.objective import ObjectiveOptions
 
 EncodeTokens = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -38,9 +41,12 @@ class Objective(nn.Module):
         trained: further modules that train (a LoRA network), held so that their parameters belong to the objective.
         prediction_type: "epsilon" or "v_prediction".
         scaling_factor: what latents are multiplied by before they are diffused; applied here and nowhere else.
+        options: schedule, loss and weights of the diffusion times.
     """
 
     alphas_cumprod: torch.Tensor
+    timestep_weights: torch.Tensor
+    loss_thresholds: torch.Tensor | None
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class Objective(nn.Module):
         trained: nn.Module | None,
         prediction_type: str,
         scaling_factor: float,
+        options: ObjectiveOptions = ObjectiveOptions(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -58,12 +65,17 @@ class Objective(nn.Module):
         self.predicts_velocity = prediction_type == "v_prediction"
         self._encode_tokens = encode_tokens
         self._scaling_factor = scaling_factor
-        self.register_buffer("alphas_cumprod", scaled_linear_alphas_cumprod(), persistent=False)
+        self._options = options
+        alphas = training_schedule(options.zero_terminal_snr)
+        weights = timestep_weights(options, alphas, self.predicts_velocity)
+        self.register_buffer("alphas_cumprod", alphas.float(), persistent=False)
+        self.register_buffer("timestep_weights", weights, persistent=False)
+        self.register_buffer("loss_thresholds", loss_thresholds(options, alphas), persistent=False)
 
     def forward(
         self,
         latents: torch.Tensor,
-        noise: torch.Tensor,
+        noise: Noise,
         timesteps: torch.Tensor,
         captions: Captions,
         loss_weights: torch.Tensor,
@@ -74,7 +86,7 @@ class Objective(nn.Module):
 
         Args:
             latents: unscaled latents (B, 4, h, w).
-            noise: standard normal, same shape.
+            noise: what is added to them.
             timesteps: diffusion times (B,), whole numbers below 1000.
             captions: what is in the pictures.
             loss_weights: (B,).
@@ -86,13 +98,18 @@ class Objective(nn.Module):
         """
         latents = latents * self._scaling_factor
         alphas = self.alphas_cumprod[timesteps]
-        noisy_latents = add_noise(latents, noise, alphas)
-        target = velocity(latents, noise, alphas) if self.predicts_velocity else noise
+        added = with_adaptive_offset(noise, latents, self._options.adaptive_noise_scale)
+        seen = added if noise.input_noise is None else added + noise.input_noise
+        noisy_latents = add_noise(latents, seen, alphas)
+        target = velocity(latents, added, alphas) if self.predicts_velocity else added
 
         encoder_hidden_states = self._text_states(captions, train_text_encoder)
         weight_dtype = next(self.unet.parameters()).dtype
         prediction = self.unet(noisy_latents.to(weight_dtype), timesteps, encoder_hidden_states.to(weight_dtype)).sample
-        return weighted_mse(prediction, target, loss_weights, masks)
+
+        thresholds = None if self.loss_thresholds is None else self.loss_thresholds[timesteps]
+        errors = errors_of(prediction, target, self._options.loss_type, thresholds)
+        return weighted_mean(errors, loss_weights * self.timestep_weights[timesteps], masks)
 
     def _text_states(self, captions: Captions, train_text_encoder: bool) -> torch.Tensor:
         """What the captions become for the U-Net, (B, L, D)."""
