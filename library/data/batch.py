@@ -44,7 +44,10 @@ class Batch(SentByValue):
     input_ids: Tensor  # (B, n, L) int64: captions in n chunks
     token_weights: Tensor | None  # (B, n, L) float32; None where captions are read without weights
     text_states: Tensor | None  # (B, R, D) float32: the captions encoded already, or None
-    noise: Tensor  # (B, 4, h, w) float32, standard normal
+    noise: Tensor  # (B, 4, h, w) float32, what the model is asked for
+    input_noise: Tensor | None  # (B, 4, h, w) float32, in what the model sees only; None where there is none
+    offset_noise: Tensor | None  # (B, 4, 1, 1) float32, standard normal; None where nothing is left to be added
+    offset_strength: Tensor | None  # (B, 1, 1, 1) float32, of it
     timesteps: Tensor  # (B,) int64
     loss_weights: Tensor  # (B,) float32
     is_reg: Tensor  # (B,) bool

@@ -12,16 +12,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from library.core.errors import Problem, UserError
-from library.core.randomness import generator
+from library.core.sizes import Size
 from library.data.augment import Choice
 from library.data.batch import Batch
 from library.data.captions.caption_changes import Moment
 from library.data.planner import BatchRequest
-from library.data.views import Views, normal
+from library.data.views import Views
 
 # captions -> token ids (B, n, L) int64 in n chunks, and their weights (B, n, L) float32 or None
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 ItemT = TypeVar("ItemT")
+
+
+class Drawn(Protocol):
+    """What is drawn for the diffusion of one use; see `Batch` for the fields, here without the first dimension."""
+
+    @property
+    def noise(self) -> Tensor: ...
+    @property
+    def timestep(self) -> int: ...
+    @property
+    def input_noise(self) -> Tensor | None: ...
+    @property
+    def offset_noise(self) -> Tensor | None: ...
+    @property
+    def offset_strength(self) -> Tensor | None: ...
+
+
+# epoch, name of the use within it, size of the picture in pixels
+DrawNoise = Callable[[int, str, Size], Drawn]
 
 
 class Encoded(NamedTuple):
@@ -56,17 +75,24 @@ class TrainingDataset(Dataset[Batch]):
     Args:
         views: all pictures, and how uses see them.
         tokenize: turns captions into token ids and their weights; must be picklable for workers started by spawn.
+        draw_noise: the draws of each use that concern diffusion; picklable as well.
         store: the encoded pictures, or None to read the files each time.
         texts: the encoded captions, or None to leave that to the objective.
     """
 
     def __init__(
-        self, views: Views, tokenize: Tokenize, store: LatentStore | None = None, texts: TextStore | None = None
+        self,
+        views: Views,
+        tokenize: Tokenize,
+        draw_noise: DrawNoise,
+        store: LatentStore | None = None,
+        texts: TextStore | None = None,
     ) -> None:
         self._views = views
         self._index = views.index
         self._drawing = views.drawing
         self._tokenize = tokenize
+        self._draw_noise = draw_noise
         self._store = store
         self._texts = texts
 
@@ -76,13 +102,14 @@ class TrainingDataset(Dataset[Batch]):
         Raises:
             UserError: when a picture cannot be read any more; it is named.
         """
-        index, epoch, seed = self._index, request.epoch, self._drawing.seed
+        index, epoch = self._index, request.epoch
         records = list(request.records)
         uses = [_Use(r, self._views.use(r, n)) for r, n in zip(records, request.repeats, strict=True)]
         latents, pixels, latent_noise, masks = self._pictures(uses, epoch)
         moment = Moment(epoch, request.step, self._drawing.total_steps)
         input_ids, token_weights = self._tokenize([self._views.caption(use.record, use.key, moment) for use in uses])
         size = self._views.placements.bucket_size(records[0])
+        drawn = [self._draw_noise(epoch, use.key, size) for use in uses]
         return Batch(
             latents=latents,
             pixels=pixels,
@@ -91,8 +118,11 @@ class TrainingDataset(Dataset[Batch]):
             input_ids=input_ids,
             token_weights=token_weights,
             text_states=None if self._texts is None else torch.stack([self._texts.get(record) for record in records]),
-            noise=torch.stack([normal(generator(seed, epoch, use.key, "noise"), size) for use in uses]),
-            timesteps=torch.tensor([self._draw_timestep(use, epoch) for use in uses], dtype=torch.int64),
+            noise=torch.stack([draw.noise for draw in drawn]),
+            input_noise=_stack([draw.input_noise for draw in drawn]),
+            offset_noise=_stack([draw.offset_noise for draw in drawn]),
+            offset_strength=_stack([draw.offset_strength for draw in drawn]),
+            timesteps=torch.tensor([draw.timestep for draw in drawn], dtype=torch.int64),
             loss_weights=torch.from_numpy(np.asarray(index.loss_weight)[records]),
             is_reg=torch.from_numpy(np.asarray(index.is_reg)[records]),
             names=tuple(index.names[record] for record in records),
@@ -129,10 +159,6 @@ class TrainingDataset(Dataset[Batch]):
             return self._views.new_latent_noise(use.record, epoch, use.key)
         return self._views.latent_noise(use.record, choice)
 
-    def _draw_timestep(self, use: _Use, epoch: int) -> int:
-        draws = generator(self._drawing.seed, epoch, use.key, "timestep")
-        return int(draws.integers(0, self._drawing.num_timesteps))
-
 
 class _Use(NamedTuple):
     """One use of a picture; `key` names it within its epoch."""
@@ -148,6 +174,12 @@ class _Pictures(NamedTuple):
     pixels: Tensor | None
     latent_noise: Tensor | None
     masks: Tensor | None
+
+
+def _stack(drawn: Sequence[Tensor | None]) -> Tensor | None:
+    """What every use has, or none."""
+    there = [tensor for tensor in drawn if tensor is not None]
+    return torch.stack(there) if there else None
 
 
 def _stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:

@@ -56,8 +56,9 @@ def tag_frequency(index: ImageIndex, subsets: Container[int] | None = None) -> d
         subsets: those whose captions are trained; None for all.
     """
     names, counters = folder_names(index), [Counter[str]() for _ in index.folders]
+    held_out = [subset.is_validation for subset in index.folders]
     for number, caption in zip(index.subset.tolist(), index.captions, strict=True):
-        if subsets is None or number in subsets:
+        if not held_out[number] and (subsets is None or number in subsets):
             counters[number].update(_trained_tags(caption, index.folders[number].caption_changes))
     for name, counter in zip(names, counters, strict=True):
         if len(counter) > MAX_TAGS_PER_FOLDER:
@@ -87,13 +88,15 @@ def bucket_info(index: ImageIndex, placements: Placements, uses: Samples) -> dic
     Args:
         uses: those of an epoch; regularisation pictures come in balance, whatever their number.
     """
+    trained = ~index.is_validation
     counts = np.bincount(np.asarray(placements.bucket)[uses.records], minlength=len(placements.buckets))
-    sizes = np.array(placements.buckets, dtype=np.float64)[placements.bucket]
-    errors = np.abs(sizes[:, 0] / sizes[:, 1] - index.width / index.height)
+    sizes = np.array(placements.buckets, dtype=np.float64)[np.asarray(placements.bucket)[trained]]
+    errors = np.abs(sizes[:, 0] / sizes[:, 1] - (index.width / index.height)[trained])
     return {
         "buckets": {
             str(number): {"resolution": [size.width, size.height], "count": int(counts[number])}
             for number, size in enumerate(placements.buckets)
+            if not index.datasets[placements.bucket_dataset[number]].is_validation
         },
         "mean_img_ar_error": float(errors.mean()),
     }
@@ -114,5 +117,5 @@ def _folders_of(index: ImageIndex, is_reg: bool) -> dict[str, dict[str, float]]:
     return {
         name: {"n_repeats": as_written(subset.num_repeats), "img_count": int(count)}
         for name, subset, count in zip(folder_names(index), index.folders, counts, strict=True)
-        if subset.is_reg == is_reg
+        if subset.is_reg == is_reg and not subset.is_validation
     }

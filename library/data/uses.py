@@ -90,7 +90,7 @@ def check_uses(index: ImageIndex, problems: Problems) -> None:
     counts = np.bincount(np.asarray(index.subset), minlength=len(index.folders))
     uses = [int(count) * exact_repeats(subset.num_repeats) for count, subset in zip(counts, index.folders, strict=True)]
     for subset, count, used in zip(index.folders, counts, uses, strict=True):
-        if count and used < 1:
+        if count and used < 1 and not subset.is_validation:
             what = f"{subset.num_repeats:g} repeats of {count} pictures are less than one picture an epoch"
             problems.add(what, str(subset.home), f"give num_repeats of at least {1 / int(count):.4g}")
     if sum(uses) > _MOST_USES:

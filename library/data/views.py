@@ -29,7 +29,7 @@ from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
 from library.data.captions.caption_changes import Moment, change_caption
 from library.data.description.config import SubsetConfig
 from library.data.index.index import ImageIndex
-from library.data.pictures.images import load_picture, to_tensor
+from library.data.pictures.images import Pixels, load_mask, load_picture, to_tensor
 from library.data.placement import Placements
 
 _LATENT_SEED = 0  # of the VAE's fixed draws: one for all runs, so that a run with another seed can use their latents
@@ -44,14 +44,12 @@ class Drawing:
         variants: fixed crops and colours that each picture has; None draws them anew at each use.
         redraws_latents: the VAE's draw is made anew at each use; otherwise once for each look of a picture.
         total_steps: updates of the whole run.
-        num_timesteps: length of the noise schedule.
     """
 
     seed: int
     variants: int | None = None
     redraws_latents: bool = False
     total_steps: int = 0
-    num_timesteps: int = 1000
 
 
 class Seen(NamedTuple):
@@ -118,17 +116,28 @@ class Views:
         return normal(generator(self.drawing.seed, epoch, use, "latent"), self.placements.bucket_size(record))
 
     def read(self, record: int, view: View) -> Seen:
-        """Reads a picture as a use sees it.
+        """Reads a picture as a use sees it, and its mask.
 
         Raises:
-            UserError: when the file is no readable picture; it is named.
+            UserError: when a file is no readable picture; it is named.
         """
         picture = load_picture(self.index.path(record), view.resized, view.crop)
         pixels = to_tensor(apply_view(picture.pixels, view))
-        if picture.alpha is None or not self._subset(record).alpha_mask:
+        weights = self._weights(record, view, picture.alpha if self._subset(record).alpha_mask else None)
+        if weights is None:
             return Seen(pixels, None)
-        alpha = mirror(picture.alpha) if view.flipped else picture.alpha
-        return Seen(pixels, torch.from_numpy(latent_mask(alpha, PIXELS_PER_LATENT))[None])
+        weights = mirror(weights) if view.flipped else weights
+        return Seen(pixels, torch.from_numpy(latent_mask(weights, PIXELS_PER_LATENT))[None])
+
+    def _weights(self, record: int, view: View, alpha: Pixels | None) -> Pixels | None:
+        """How much each pixel counts (H, W): by its opacity, by the picture's mask, or by their product."""
+        path = self.index.mask_path(record)
+        if path is None:
+            return alpha
+        mask = load_mask(path, view.resized, view.crop)
+        if alpha is None:
+            return mask
+        return np.round(mask.astype(np.float32) * alpha / 255).astype(np.uint8)
 
     def _frame(self, record: int) -> Frame:
         left, top, _, _ = self.placements.crop_box(record)

@@ -21,6 +21,8 @@ from library.data.index.index import ImageIndex, build_index
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from library.data.views import Drawing, Views
+from library.diffusion.noise import NoiseSource
+from library.options.objective import ObjectiveOptions
 
 LIMITS = BucketLimits(min_size=32, max_size=128, step=16)
 SEED = 11
@@ -74,6 +76,11 @@ def views_of(index: ImageIndex, seed: int, **drawing: object) -> Views:
     return Views(index, place_all(index), Drawing(seed, **drawing))  # type: ignore[arg-type]
 
 
+def noise_of(views: Views, **options: object) -> NoiseSource:
+    """The draws of a run with these pictures."""
+    return NoiseSource(views.drawing.seed, ObjectiveOptions(**options))  # type: ignore[arg-type]
+
+
 def toy_tokenize(captions: list[str]) -> tuple[torch.Tensor, None]:
     """The number of the caption's bytes and then the bytes, in two chunks of 77; spawned workers can import it."""
     rows = [[len(caption.encode()), *caption.encode()] for caption in captions]
@@ -117,7 +124,7 @@ def batches_seen(
     views: Views, store: LatentStore | None = None, workers: int = 0, start_method: str | None = None, updates: int = 12
 ) -> list[Batch]:
     """The first batches of a run, two pictures each."""
-    dataset = TrainingDataset(views, toy_tokenize, store)
+    dataset = TrainingDataset(views, toy_tokenize, noise_of(views), store)
     stream = RequestStream(Planner(views.index, views.placements, [2], SEED), 0, updates)
     return list(make_loader(dataset, stream, workers, pin_memory=False, start_method=start_method))
 

@@ -25,6 +25,7 @@ from tests.data.data_helpers import (
     make_dataset,
     make_subset,
     make_world,
+    noise_of,
     save_picture,
     toy_encode,
     toy_tokenize,
@@ -154,7 +155,8 @@ def test_workers_and_cache_change_no_caption(tmp_path: Path, workers: int, is_ca
 def test_captions_do_not_depend_on_batch_or_process(tmp_path: Path) -> None:
     index = tagged_world(tmp_path, KEPT_FIRST)
     placements = place_all(index)
-    dataset = TrainingDataset(views_of(index, SEED), toy_tokenize)
+    views = views_of(index, SEED)
+    dataset = TrainingDataset(views, toy_tokenize, noise_of(views))
 
     def uses(batch_size: int, processes: int) -> set[tuple[str, str]]:
         requests = Planner(index, placements, [batch_size], SEED, 1, processes).epoch_plan(1)
@@ -182,7 +184,8 @@ def test_captions_are_dropped_as_often_as_asked(tmp_path: Path, rate: float, sha
 def test_weights_come_with_their_tokens(tmp_path: Path, workers: int) -> None:
     index = make_world(tmp_path)
     placements = place_all(index)
-    dataset = TrainingDataset(views_of(index, SEED), toy_tokenize_with_weights)
+    views = views_of(index, SEED)
+    dataset = TrainingDataset(views, toy_tokenize_with_weights, noise_of(views))
     stream = RequestStream(Planner(index, placements, [2], SEED), 0, 4)
     for batch in make_loader(dataset, stream, workers, pin_memory=False):
         assert batch.token_weights is not None and batch.token_weights.shape == batch.input_ids.shape

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from library.data.dataset import TrainingDataset, make_loader
 from library.data.planner import BatchRequest, Planner, RequestStream
-from tests.data.data_helpers import SEED, make_world, toy_tokenize, views_of
+from tests.data.data_helpers import SEED, make_world, noise_of, toy_tokenize, views_of
 
 EPOCHS = 6
 
@@ -33,7 +33,7 @@ def test_no_pause_between_epochs(tmp_path: Path, workers: int, start_method: str
     index = make_world(tmp_path)
     views = views_of(index, SEED)
     planner = Planner(index, views.placements, [2], SEED)
-    dataset: Dataset[Any] = Signed(TrainingDataset(views, toy_tokenize))
+    dataset: Dataset[Any] = Signed(TrainingDataset(views, toy_tokenize, noise_of(views)))
     stream = RequestStream(planner, 0, planner.updates_in_epochs(EPOCHS))
     arrivals = []
     for process, epoch in make_loader(dataset, stream, workers, pin_memory=False, start_method=start_method):

@@ -16,7 +16,7 @@ from library.core.errors import Problem, Problems, UserError
 from library.core.wording import some_of
 from library.data.augment import choices_of
 from library.data.batch import LATENT_CHANNELS, PIXELS_PER_LATENT
-from library.data.cache.disk_latents import LatentFiles, VaeWork, has_mask_of
+from library.data.cache.disk_latents import LatentFiles, VaeWork
 from library.data.cache.entry_paths import EntryPaths
 from library.data.cache.filling import sides_of
 from library.data.cache.foreign_latents import Lack
@@ -69,7 +69,7 @@ def check_disk_cache(
     sides = [1 + any(choice.flipped for choice in found) for found in choices]
     for record in range(len(index)):
         subset = int(index.subset[record])
-        size, has_mask = placements.bucket_size(record), has_mask_of(index, record)
+        size, has_mask = placements.bucket_size(record), index.has_mask(record)
         cells = (size.width // PIXELS_PER_LATENT) * (size.height // PIXELS_PER_LATENT)
         needed = 4 * cells * (arrays * sides[subset] + has_mask)
         count = len(choices[subset]) // sides[subset]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ from library.data.cache.filling import (
 from library.data.cache.foreign_latents import flip_file
 from library.data.cache.latent_files import (
     DIGEST_BYTES,
+    NO_MASK,
     REASONS,
+    UNKNOWN_MASK,
     USABLE,
     Fingerprint,
     Look,
@@ -70,8 +73,11 @@ class LatentFiles:
     vae: VaeWork
     trusts_foreign: bool = False
 
-    def expected(self, record: int, variant: int, picture: str) -> Fingerprint:
-        """The fingerprint of one variant of a picture; `picture` is the digest of its bytes."""
+    def expected(self, record: int, variant: int, picture: str, mask: str = UNKNOWN_MASK) -> Fingerprint:
+        """The fingerprint of one variant of a picture.
+
+        `picture` is the digest of its bytes, `mask` that of its mask's; it counts where there is one.
+        """
         views = self.views
         view = views.fixed(record, Choice(variant))
         index, is_redrawn = views.index, views.drawing.redraws_latents
@@ -84,7 +90,8 @@ class LatentFiles:
             colour=(view.colour.hue, view.colour.gamma),
             precision=self.vae.precision,
             vae_batch=self.vae.batch_size,
-            has_mask=has_mask_of(index, record),
+            has_mask=index.counts_alpha(record),
+            mask=NO_MASK if index.mask_path(record) is None else mask,
         )
 
     def may_be_foreign(self, variant: int) -> bool:
@@ -92,9 +99,32 @@ class LatentFiles:
         return self.trusts_foreign and variant == 0
 
 
-def has_mask_of(index: ImageIndex, record: int) -> bool:
-    """Whether a picture's mask belongs to its latents: opaque pictures have none, whatever is asked for."""
-    return index.folders[int(index.subset[record])].alpha_mask and bool(index.has_alpha[record])
+class Digests(NamedTuple):
+    """Of the bytes of a picture and of its mask (`NO_MASK` where it has none), hex."""
+
+    picture: str
+    mask: str
+
+    @classmethod
+    def of_files(cls, index: ImageIndex, record: int) -> Digests:
+        """Of the files as they are now.
+
+        Raises:
+            UserError: when one cannot be read.
+        """
+        mask = index.mask_path(record)
+        return cls(picture_digest(index.path(record)), NO_MASK if mask is None else picture_digest(mask))
+
+    @classmethod
+    def from_row(cls, row: Tensor) -> Digests:
+        """From 32 bytes, see `as_row`."""
+        both = bytes(row.tolist())
+        return cls(both[:DIGEST_BYTES].hex(), both[DIGEST_BYTES:].hex())
+
+    def as_row(self) -> Tensor:
+        """(32,) uint8; zeros for what is not there."""
+        both = bytes.fromhex(self.picture) + bytes.fromhex(self.mask)
+        return torch.tensor(list(both.ljust(2 * DIGEST_BYTES, b"\0")), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -102,7 +132,7 @@ class DiskLatentStore:
     """Reads one look at a time, when a batch asks for it."""
 
     files: LatentFiles
-    digests: Tensor  # (N, 16) uint8: the pictures as they were when the run began
+    digests: Tensor  # (N, 32) uint8: the pictures and their masks as they were when the run began, see `Digests`
 
     def get(self, record: int, choice: Choice) -> Encoded:
         """One look of a picture.
@@ -111,8 +141,7 @@ class DiskLatentStore:
             UserError: when the file is not any more what it was at the start.
         """
         path = self.files.paths.latents(record, choice.variant)
-        digest = bytes(self.digests[record].tolist()).hex()
-        expected = self.files.expected(record, choice.variant, digest)
+        expected = self.files.expected(record, choice.variant, *Digests.from_row(self.digests[record]))
         entry = read_entry(path, expected, (choice.flipped,), self.files.may_be_foreign(choice.variant))
         if entry.state not in USABLE:
             what = f"the cached latents are not those of the start any more ({REASONS[entry.state]})"
@@ -174,7 +203,7 @@ def fill_disk_store(
             written, or is a file of another program that is trusted and lacks something.
     """
     index, variants = files.views.index, list_variants(files.views, processes)
-    digests = torch.zeros(len(index), DIGEST_BYTES, dtype=torch.uint8)
+    digests = torch.zeros(len(index), 2 * DIGEST_BYTES, dtype=torch.uint8)
     redone = torch.zeros(len(index), dtype=torch.uint8)
     counts = torch.zeros(len(State) + 1, dtype=torch.int64)  # the last one: flip files without use
     loader = make_loader(_Entries(files, variants), range(len(variants.records)), workers, pin_memory=False)
@@ -184,7 +213,7 @@ def fill_disk_store(
         counts[looked.state] += 1
         counts[-1] += looked.has_idle_flip_file
         if looked.variant == 0:
-            digests[looked.record] = torch.tensor(list(bytes.fromhex(looked.digest)), dtype=torch.uint8)
+            digests[looked.record] = looked.digests.as_row()
         if looked.pixels is not None:
             redone[looked.record] |= int(finished.was_redone)
             _write(files, finished)
@@ -206,7 +235,7 @@ def _write(files: LatentFiles, finished: Finished[_Looked]) -> None:
     for side, distribution in enumerate(finished.rows):
         latents = distribution if looked.noise is None else draw_latents(distribution, looked.noise[side])
         looks.append(Look(latents.numpy(), mask))
-    expected = files.expected(looked.record, looked.variant, looked.digest)
+    expected = files.expected(looked.record, looked.variant, *looked.digests)
     path = files.paths.latents(looked.record, looked.variant)
     write_entry(path, looks, files.views.index.size(looked.record), expected)
 
@@ -219,7 +248,7 @@ class _Looked(SentByValue):
     record: int
     variant: int
     state: State
-    digest: str
+    digests: Digests
     has_idle_flip_file: bool
     pixels: Tensor | None = None
     noise: Tensor | None = None
@@ -236,18 +265,19 @@ class _Entries(Dataset[_Looked]):
     def __getitem__(self, number: int) -> _Looked:
         files, views = self._files, self._files.views
         record, variant = int(self._variants.records[number]), int(self._variants.numbers[number])
-        picture, path = views.index.path(record), files.paths.latents(record, variant)
+        path = files.paths.latents(record, variant)
         for _ in range(_MOST_READINGS):
-            digest = picture_digest(picture)
-            expected = files.expected(record, variant, digest)
+            digests = Digests.of_files(views.index, record)
+            expected = files.expected(record, variant, *digests)
             entry = read_entry(path, expected, sides_of(views, record), files.may_be_foreign(variant))
             refuse_lacking(path, entry.lacks)
             has_idle_flip_file = entry.state is State.FOREIGN and flip_file(path) is not None
             if entry.state in USABLE:
-                return _Looked(record, variant, entry.state, digest, has_idle_flip_file)
+                return _Looked(record, variant, entry.state, digests, has_idle_flip_file)
             looks = read_looks(views, record, variant)
             # an exchanged picture's digest must not stand beside the old one's latents, nor the other way round
-            if picture_digest(picture) == digest:
-                return _Looked(record, variant, entry.state, digest, has_idle_flip_file, *looks)
+            if Digests.of_files(views.index, record) == digests:
+                return _Looked(record, variant, entry.state, digests, has_idle_flip_file, *looks)
         fix = "wait until nothing writes into its folder any more, and start again"
-        raise UserError.of("the picture changed while it was read, again and again", str(picture), fix)
+        what = "the picture changed while it was read, again and again"
+        raise UserError.of(what, str(views.index.path(record)), fix)

@@ -16,6 +16,7 @@ from torch import Tensor
 from library.core.errors import UserError
 from library.core.wording import some_of
 from library.data.augment import Choice, choices_of
+from library.data.description.config import SubsetConfig
 from library.data.index.index import ImageIndex
 from library.data.views import Views
 
@@ -100,6 +101,11 @@ def variant_counts(views: Views) -> NDArray[np.int64]:
     """The fixed crops and colours that a picture of each subset has."""
     found = [choices_of(subset.augmentations, views.drawing.variants) for subset in views.index.folders]
     return np.array([1 + max(choice.variant for choice in choices) for choices in found], dtype=np.int64)
+
+
+def may_have_masks(subset: SubsetConfig) -> bool:
+    """Whether pictures of a subset can have weights of the loss."""
+    return subset.alpha_mask or subset.conditioning_data_dir is not None
 
 
 def sides_of(views: Views, record: int) -> tuple[bool, ...]:

@@ -32,6 +32,7 @@ class Lack(Enum):
     LATENTS = "have no finite latents of the size at which their pictures are trained"
     MIRRORED = "have no latents of the mirrored picture"
     MASK = "have no mask of the picture's transparency"
+    MASK_FILE = "do not tell of which pictures in conditioning_data_dir their masks were made"
 
 
 class Foreign(NamedTuple):

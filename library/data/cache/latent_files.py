@@ -40,6 +40,8 @@ FORMAT = 2  # of the fingerprint; to be raised when pixels are made from picture
 FINGERPRINT = "sd_atelier_fingerprint"
 DIGEST_BYTES = 16
 
+NO_MASK, UNKNOWN_MASK = "", "unknown"  # in the place of a mask's digest
+
 _LATENTS, _DEVIATION, _MASK = "latents", "sd_atelier_deviation", "alpha_mask"
 _FLIPPED = "_flipped"
 _READ_AT_ONCE = 1 << 20
@@ -76,7 +78,7 @@ REASONS: Mapping[State, str] = {
     State.DRAW: "a single draw where distributions are wanted, or the other way round",
     State.NAME: "other name of the picture",
     State.MIRRORED: "without the mirrored picture",
-    State.MASK: "without the picture's mask",
+    State.MASK: "without the picture's mask, or with another one",
     State.FORMAT: "written by another version",
     State.FOREIGN: "written by another program, with unknown VAE",
     State.DAMAGED: "file damaged",
@@ -96,6 +98,7 @@ class Fingerprint:
         colour: turn of the hue and gamma, see `augment.ColourShift`.
         precision: number format of the VAE's work, `vae_batch` how many pictures it encoded together.
         has_mask: the picture's transparency was looked at. An entry may hold it where it is not asked for.
+        mask: digest of the bytes of the picture's mask; `UNKNOWN_MASK` where there is one that is not looked at now.
     """
 
     picture: str
@@ -107,11 +110,17 @@ class Fingerprint:
     precision: str = "float"
     vae_batch: int = 1
     has_mask: bool = False
+    mask: str = NO_MASK
     format: int = FORMAT
 
     @property
     def is_distribution(self) -> bool:
         return self.name is None
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether weights of the loss belong to the latents."""
+        return self.has_mask or self.mask != NO_MASK
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -137,7 +146,9 @@ class Fingerprint:
         for state, keys in parts:
             if any(stored.get(key) != own[key] for key in keys):
                 return state
-        return State.MASK if self.has_mask and not stored.get("has_mask") else State.FITS
+        # entries from before masks had files were scaled otherwise; they do not name any
+        has_masks = all(stored.get(key) == own[key] for key in ("has_mask", "mask"))
+        return State.FITS if has_masks or not self.needs_mask else State.MASK
 
     def as_text(self) -> str:
         return json.dumps(asdict(self))  # ASCII: names of files may be any bytes
@@ -168,7 +179,7 @@ class Entry:
 
 
 def picture_digest(path: Path) -> str:
-    """BLAKE2b digest (hex) of a file's bytes.
+    """BLAKE2b digest (hex) of the bytes of a picture or a mask.
 
     Sizes and times of files are not looked at: a program can change a picture and keep both.
 
@@ -243,6 +254,8 @@ def read_entry(
         if not trusts:
             return Entry(State.FOREIGN)
         found = read_foreign(path, content.arrays, expected.shape, sides, expected.has_mask)
+        if expected.mask != NO_MASK:  # theirs may be of anything
+            return Entry(State.FOREIGN, lacks=(*found.lacks, Lack.MASK_FILE))
         if found.lacks:
             return Entry(State.FOREIGN, lacks=found.lacks)
         return Entry(State.TRUSTED, tuple(Look(*look) for look in found.looks))
@@ -264,7 +277,7 @@ def look_ahead(path: Path, expected: Fingerprint, sides: Sequence[bool], trusts_
 
     Args:
         path: the file.
-        expected: picture and VAE in it do not count.
+        expected: picture and VAE in it do not count, nor what is in the mask.
         sides: which looks are wanted.
         trusts_foreign: latents of other programs are used.
 
@@ -277,7 +290,9 @@ def look_ahead(path: Path, expected: Fingerprint, sides: Sequence[bool], trusts_
     stored = read_object(content.arrays[FINGERPRINT])
     if stored is None:
         return State.DAMAGED
-    state = replace(expected, picture=stored.get("picture", ""), vae=stored.get("vae", "")).compare(stored)
+    mask = stored.get("mask") if expected.mask != NO_MASK else None
+    known = {"picture": stored.get("picture", ""), "vae": stored.get("vae", ""), "mask": mask or expected.mask}
+    state = replace(expected, **known).compare(stored)
     has_sides = True not in sides or f"{_LATENTS}{_FLIPPED}" in content.names
     return State.MIRRORED if state is State.FITS and not has_sides else state
 
@@ -339,7 +354,7 @@ def _needed(expected: Fingerprint, sides: Sequence[bool]) -> frozenset[str]:
     names = {FINGERPRINT, *(f"{_LATENTS}{addition}" for addition in additions)}
     if expected.is_distribution:
         names |= {f"{_DEVIATION}{addition}" for addition in additions}
-    return frozenset(names | {_MASK} if expected.has_mask else names)
+    return frozenset(names | {_MASK} if expected.needs_mask else names)
 
 
 def _look(arrays: Arrays, expected: Fingerprint, flipped: bool) -> Look | None:

@@ -21,6 +21,7 @@ from library.data.cache.filling import (
     Variants,
     draw_latents,
     list_variants,
+    may_have_masks,
     read_looks,
     sides_of,
     variant_counts,
@@ -45,7 +46,7 @@ class MemoryLatentStore(SharedColumns):
         self._bucket = np.asarray(placements.bucket)
         self._first, totals = _rows_within_bucket(self._bucket, counts * self._sides, len(placements.buckets))
         channels = LATENT_CHANNELS * (2 if views.drawing.redraws_latents else 1)
-        may_have_mask = np.array([subset.alpha_mask for subset in index.folders], dtype=np.bool_)[subsets]
+        may_have_mask = np.array([may_have_masks(subset) for subset in index.folders], dtype=np.bool_)[subsets]
         self._latents, self._masks = list[Tensor](), list[Tensor | None]()
         for bucket, size in enumerate(placements.buckets):
             cells = size.height // PIXELS_PER_LATENT, size.width // PIXELS_PER_LATENT

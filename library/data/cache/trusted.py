@@ -19,6 +19,7 @@ _FIXES: Mapping[Lack, str] = MappingProxyType(
         Lack.LATENTS: f"train at the size they were made for, move them away, or {_ANEW}",
         Lack.MIRRORED: f"leave out --flip_aug, or {_ANEW}",
         Lack.MASK: f"leave out --alpha_mask, or {_ANEW}",
+        Lack.MASK_FILE: f"leave out conditioning_data_dir, or {_ANEW}",
     }
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -56,8 +56,11 @@ class SubsetConfig:
         num_repeats: uses of each picture in an epoch; with a fraction, so many on average over the epochs.
         caption_extension_from: where endings of caption files were asked for, if they were.
         alpha_mask: the loss is weighted by the transparency of the pictures.
+        conditioning_data_dir: folder of pictures that weigh it, one for each picture, see `index.masks`.
         loss_weight: factor of their loss.
         cache_info: what the index knows of them is kept in a file.
+        validation_split: share of them that is held out of the training, see `library.data.held_out`.
+        is_validation: they are held out; no epoch uses them.
     """
 
     image_dir: Path | None
@@ -73,6 +76,9 @@ class SubsetConfig:
     alpha_mask: bool = False
     loss_weight: float = 1.0
     cache_info: bool = False
+    validation_split: float = 0.0
+    is_validation: bool = False
+    conditioning_data_dir: Path | None = None
 
     @property
     def home(self) -> Path:
@@ -81,6 +87,28 @@ class SubsetConfig:
         if home is None:
             raise ValueError("a subset without image_dir and metadata_file")
         return home
+
+    def for_validation(self) -> SubsetConfig:
+        """The same pictures as validation sees them: in no epoch, always with the same look and the whole caption."""
+        settled = replace(
+            self.caption_changes,
+            shuffle=False,
+            keep_tokens=0,
+            tag_dropout_rate=0.0,
+            dropout_rate=0.0,
+            dropout_every_n_epochs=0,
+            warmup_step=0,
+        )
+        return replace(
+            self,
+            num_repeats=0.0,
+            caption_changes=settled,
+            augmentations=NO_AUGMENTATION,
+            alpha_mask=False,
+            conditioning_data_dir=None,
+            loss_weight=0.0,
+            is_validation=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,15 @@ class DatasetConfig:
     batch_size: int
     bucketing: BucketLimits | None
     subsets: tuple[SubsetConfig, ...]
+
+    def is_for_validation(self) -> bool:
+        """Whether no picture of it is meant to be trained."""
+        return bool(self.subsets) and all(subset.validation_split >= 1 for subset in self.subsets)
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether all its pictures are held out of the training; see `library.data.held_out`."""
+        return bool(self.subsets) and all(subset.is_validation for subset in self.subsets)
 
 
 @dataclass(frozen=True)
@@ -130,9 +167,11 @@ def read_description(options: DataOptions, problems: Problems) -> Description:
         _build_dataset(unclear, Structure(nothing, (unclear,), frozenset()), options, problems, notes)
         return Description((), tuple(notes))
     structure = read_structure(content, where, problems)
-    datasets = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
+    built = [_build_dataset(tables, structure, options, problems, notes) for tables in structure.datasets]
+    # those without anything to train come last, so that the numbers of the others do not depend on them
+    datasets = sorted((dataset for dataset in built if dataset), key=DatasetConfig.is_for_validation)
     check_effects(structure, options, problems)
-    return Description(tuple(dataset for dataset in datasets if dataset), tuple(notes))
+    return Description(tuple(datasets), tuple(notes))
 
 
 def _read_source(options: DataOptions, problems: Problems, notes: list[str]) -> tuple[dict[str, Any], Where]:
@@ -209,11 +248,12 @@ def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConf
     if metadata_file is not None and repeats.place is None:
         repeats = Value(float(options.dataset_repeats), "--dataset_repeats")
     class_tokens = look_up("class_tokens", tables, options).value
+    is_reg = look_up("is_reg", tables, options).value
     return SubsetConfig(
         image_dir=_path_in(tables[0], "image_dir"),
         num_repeats=repeats.value,
         class_tokens=class_tokens.strip() or None if class_tokens else None,
-        is_reg=look_up("is_reg", tables, options).value,
+        is_reg=is_reg,
         caption_extensions=ending.value or DEFAULT_CAPTION_EXTENSIONS,
         allow_missing_captions=look_up("allow_missing_captions", tables, options).value,
         caption_changes=CaptionChanges(**_fields(_CAPTION_FIELDS, tables, options)),
@@ -221,8 +261,10 @@ def _build_subset(tables: tuple[Table, ...], options: DataOptions) -> SubsetConf
         metadata_file=metadata_file,
         augmentations=Augmentations(**_fields(_AUGMENTATION_FIELDS, tables, options)),
         alpha_mask=look_up("alpha_mask", tables, options).value,
+        conditioning_data_dir=_path_in(tables[0], "conditioning_data_dir"),
         loss_weight=look_up("loss_weight", tables, options).value,
         cache_info=look_up("cache_info", tables, options).value,
+        validation_split=0.0 if is_reg else look_up("validation_split", tables, options).value,
     )
 
 

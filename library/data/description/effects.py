@@ -61,6 +61,10 @@ def check_effects(structure: Structure, options: DataOptions, problems: Problems
         what = "caption_extension has no effect: the captions stand in a metadata file"
         for place in _idle_places(structure, options, "caption_extension", _reads_caption_files):
             problems.add(what, place, "remove it, or the metadata file")
+    if "validation_split" not in structure.bad_keys:
+        what = "validation_split has no effect: regularisation pictures are never held out"
+        for place in _idle_places(structure, options, "validation_split", lambda tables: not _is_reg(tables, options)):
+            problems.add(what, place, "remove it, or give it to the pictures that are to be learned")
     _check_repeats(structure, options, problems)
     for tables in _all_subsets(structure):
         _check_reg_repeats(tables, options, problems)
@@ -85,6 +89,10 @@ def _reads_caption_files(tables: Tables) -> bool:
     return "metadata_file" not in tables[0].places
 
 
+def _is_reg(tables: Tables, options: DataOptions) -> bool:
+    return bool(look_up("is_reg", tables, options).value)
+
+
 def _idle_places(
     structure: Structure, options: DataOptions, key: str, has_effect: Callable[[Tables], bool]
 ) -> list[str]:
@@ -99,7 +107,7 @@ def _idle_places(
 
 def _check_reg_repeats(tables: Tables, options: DataOptions, problems: Problems) -> None:
     repeats = look_up("num_repeats", tables, options)
-    if look_up("is_reg", tables, options).value and repeats.value % 1:
+    if _is_reg(tables, options) and repeats.value % 1:
         what = f"num_repeats {repeats.value:g} of regularisation pictures has a fraction"
         fix = "give a whole number: each epoch uses as many of them as training pictures, and all have their turn"
         problems.add(what, repeats.place or "num_repeats", fix)

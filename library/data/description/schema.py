@@ -1,6 +1,6 @@
 """The structure of a dataset file: [general], [[datasets]], [[datasets.subsets]], checked key by key.
 
-An upper level may give the keys of a lower one as their default, except `image_dir` and `metadata_file`. Voluptuous
+An upper level may give the keys of a lower one as their default, except those that name files and folders. Voluptuous
 stops at the first bad entry of a list, so each table is checked on its own and all complaints are gathered.
 """
 
@@ -99,12 +99,14 @@ _SHARED_SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
         "face_crop_aug_range": _Key(Span, "[2.0, 4.0]", rising_from(1.0)),
         "alpha_mask": _Key(bool, "true"),
         "cache_info": _Key(bool, "true"),
+        "validation_split": _Key(float, "0.1", share),
     }
 )
 _SUBSET_KEYS: Mapping[str, _Key] = MappingProxyType(
     {
         "image_dir": _Key(str, "'pictures/dog'", path_text),
         "metadata_file": _Key(str, "'pictures/dog.json'", path_text),
+        "conditioning_data_dir": _Key(str, "'pictures/dog_masks'", path_text),
         **_SHARED_SUBSET_KEYS,
     }
 )

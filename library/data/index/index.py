@@ -19,6 +19,7 @@ from library.core.sizes import Size
 from library.core.wording import some_of
 from library.data.description.config import DatasetConfig, Description, SubsetConfig
 from library.data.index.columns import SharedColumns
+from library.data.index.masks import find_masks
 from library.data.index.scan import FAIL, NOTHING_OPENED, CaptionSource, Opened, Rows, Scan, scan_subset
 from library.data.index.texts import Texts
 
@@ -48,6 +49,7 @@ class ImageIndex(SharedColumns):
     notes: tuple[str, ...] = ()  # what deserves to be told although it is no mistake
     opened: Opened = NOTHING_OPENED
     left_out: tuple[Problem, ...] = ()  # pictures that cannot be read, each with its reason (--bad_images skip)
+    masks: Texts | None = None  # paths from the subset's conditioning_data_dir; None where no subset has one
 
     def __len__(self) -> int:
         return len(self.width)
@@ -57,8 +59,32 @@ class ImageIndex(SharedColumns):
         """The subsets in the order in which the column `subset` counts them."""
         return tuple(subset for dataset in self.datasets for subset in dataset.subsets)
 
+    @property
+    def training_datasets(self) -> tuple[DatasetConfig, ...]:
+        """Those that training uses; datasets of held-out pictures stand behind them."""
+        return tuple(dataset for dataset in self.datasets if not dataset.is_validation)
+
+    @cached_property
+    def is_validation(self) -> NDArray[np.bool_]:
+        """For each picture whether it is held out of the training."""
+        held_out = np.array([subset.is_validation for subset in self.folders], dtype=np.bool_)
+        return np.asarray(held_out[np.asarray(self.subset)], dtype=np.bool_)
+
     def path(self, record: int) -> Path:
         return self.roots[int(self.subset[record])] / self.names[record]
+
+    def has_mask(self, record: int) -> bool:
+        """Whether parts of a picture may weigh less than others in the loss."""
+        return self.counts_alpha(record) or self.mask_path(record) is not None
+
+    def counts_alpha(self, record: int) -> bool:
+        """Whether its transparency weighs the loss: opaque pictures have none, whatever is asked for."""
+        return self.folders[int(self.subset[record])].alpha_mask and bool(self.has_alpha[record])
+
+    def mask_path(self, record: int) -> Path | None:
+        """The picture that weighs the loss of this one; None where there is none."""
+        folder = self.folders[int(self.subset[record])].conditioning_data_dir
+        return None if folder is None or self.masks is None else folder / self.masks[record]
 
     def caption(self, record: int) -> str:
         return self.captions[record]
@@ -82,13 +108,15 @@ def build_index(description: Description, prior_loss_weight: float, bad_images: 
         bad_images: "fail", or "skip" to leave out pictures that cannot be read; they are told in `notes`.
 
     Raises:
-        UserError: with every missing or empty folder, broken picture, unreadable or missing caption.
+        UserError: with every missing or empty folder, broken picture, unreadable or missing caption or mask.
     """
     problems, notes, rows = Problems(), list[str](), Rows()
     subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
     start = time.monotonic()
     scans = [scan_subset(subset, bad_images, rows, problems, notes) for subset in subsets]
     _report_unused_extensions(subsets, scans, problems)
+    names = rows.names.build()
+    masks = _find_masks(subsets, scans, names, rows, problems, notes)
     problems.raise_if_any()
     notes += hints_of(time.monotonic() - start, sum(scan.opened.pictures for scan in scans), subsets)
     counts = [scan.pictures for scan in scans]
@@ -105,12 +133,13 @@ def build_index(description: Description, prior_loss_weight: float, bad_images: 
         dataset=_spread(dataset_of, counts, np.int32),
         is_reg=_spread([subset.is_reg for subset in subsets], counts, np.bool_),
         caption_source=_column(rows.caption_source, np.uint8),
-        names=rows.names.build(),
+        names=names,
         captions=rows.captions.build(),
         roots=tuple(scan.root for scan in scans),
         notes=tuple(notes),
         opened=Opened(sum(scan.opened.pictures for scan in scans), sum(scan.opened.captions for scan in scans)),
         left_out=tuple(problem for scan in scans for problem in scan.left_out),
+        masks=masks,
     )
 
 
@@ -120,6 +149,29 @@ def hints_of(seconds: float, opened: int, subsets: Sequence[SubsetConfig]) -> li
         return []
     what = f"opening {opened} pictures took {seconds:.0f} seconds"
     return [f"{what}; --cache_info keeps what was read, and the next start opens only what changed"]
+
+
+def _find_masks(
+    subsets: Sequence[SubsetConfig],
+    scans: Sequence[Scan],
+    names: Texts,
+    rows: Rows,
+    problems: Problems,
+    notes: list[str],
+) -> Texts | None:
+    """The mask of every picture, "" in subsets without; None where no subset has any."""
+    if all(subset.conditioning_data_dir is None for subset in subsets):
+        return None
+    found = list[str]()
+    for subset, scan in zip(subsets, scans, strict=True):
+        own = range(len(found), len(found) + scan.pictures)
+        if subset.conditioning_data_dir is None:
+            found += [""] * scan.pictures
+        else:
+            sizes = [Size(rows.width[record], rows.height[record]) for record in own]
+            own_names = [names[record] for record in own]
+            found += find_masks(subset.conditioning_data_dir, own_names, sizes, problems, notes)
+    return Texts(found)
 
 
 def _column(values: array[int], kind: Any) -> NDArray[Any]:

@@ -68,6 +68,22 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return white, alpha
 
 
+def to_grey(image: Image.Image) -> Image.Image:
+    """The brightness of a decoded picture in mode L, as its numbers say, whatever its profile; transparent parts black.
+
+    Pictures that hold measures, such as masks, have no colours to be seen: a grey of 128 must stay 128.
+    """
+    image = plain(image)
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    grey = image.convert("L")
+    if image.mode not in ("LA", "RGBA"):
+        return grey
+    black = Image.new("L", grey.size, 0)
+    black.paste(grey, mask=image.getchannel("A"))
+    return black
+
+
 def profile_note(image: Image.Image) -> str | None:
     """What deserves to be told of the picture's colours; cheap, the picture need not be decoded."""
     profile = image.info.get("icc_profile")

@@ -47,13 +47,16 @@ def pixels_needed(size: Size, box: FloatBox, resized: Size, crop: Box) -> Box:
     return (left, top, right, bottom)
 
 
-def scaled_crop(image: Image.Image, box: FloatBox, resized: Size, crop: Box) -> NDArray[np.uint8]:
+def scaled_crop(
+    image: Image.Image, box: FloatBox, resized: Size, crop: Box, filter: Image.Resampling = Image.Resampling.LANCZOS
+) -> NDArray[np.uint8]:
     """Scales the part `box` of an image to `resized` and cuts `crop` out of it.
 
-    The image may lack what `pixels_needed` does not name; `box` then reaches beyond it.
+    The image may lack what `pixels_needed` does not name; `box` then reaches beyond it. `filter` reaches no farther
+    than Lanczos.
     """
     if not is_small_part(resized, crop):
-        return np.array(image.resize(resized, Image.Resampling.LANCZOS, box=box).crop(crop), dtype=np.uint8)
+        return np.array(image.resize(resized, filter, box=box).crop(crop), dtype=np.uint8)
     across, down = (box[2] - box[0]) / resized.width, (box[3] - box[1]) / resized.height
     part = (
         max(0.0, box[0] + crop[0] * across),
@@ -62,7 +65,7 @@ def scaled_crop(image: Image.Image, box: FloatBox, resized: Size, crop: Box) -> 
         min(float(image.height), box[1] + crop[3] * down),
     )
     size = (crop[2] - crop[0], crop[3] - crop[1])
-    return np.array(image.resize(size, Image.Resampling.LANCZOS, box=part), dtype=np.uint8)
+    return np.array(image.resize(size, filter, box=part), dtype=np.uint8)
 
 
 def _span_needed(length: int, start: float, end: float, scaled: int, cut: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from library.core.errors import UserError
 from library.core.sizes import Size
-from library.data.pictures.colour_profiles import has_alpha, profile_note, to_srgb
+from library.data.pictures.colour_profiles import has_alpha, profile_note, to_grey, to_srgb
 from library.data.pictures.cutting import Box, pixels_needed, scaled_crop
 from library.data.pictures.huge_pictures import (
     Shrunk,
@@ -55,6 +55,7 @@ __all__ = [
     "check_image",
     "examine",
     "list_images",
+    "load_mask",
     "load_picture",
     "load_pixels",
     "other_pictures",
@@ -66,6 +67,8 @@ __all__ = [
 Pixels = NDArray[np.uint8]
 
 _PROBE_SIZE = (64, 64)  # a JPEG asked for this small is checked to its last byte but decoded at an eighth of its size
+# Lanczos answers an edge with ripples, which would let a little through where a mask lets nothing.
+_MASK_FILTER = Image.Resampling.BILINEAR
 _REFUSALS = (*DECODE_ERRORS, RefusedPictureError, UserError)
 
 
@@ -154,7 +157,22 @@ def load_picture(path: Path, resized: Size, crop: Box, whole_pixels: int = WHOLE
             shrunk = _decode(picture, resized, crop, whole_pixels)
         colours, alpha = to_srgb(shrunk.image)
         pixels = scaled_crop(colours, shrunk.box, resized, crop)
-        return Picture(pixels, None if alpha is None else scaled_crop(alpha, shrunk.box, resized, crop))
+        if alpha is None:
+            return Picture(pixels, None)
+        return Picture(pixels, scaled_crop(alpha, shrunk.box, resized, crop, _MASK_FILTER))
+    except _REFUSALS as error:
+        raise _unreadable(path, error) from error
+
+
+def load_mask(path: Path, resized: Size, crop: Box, whole_pixels: int = WHOLE_PIXELS) -> Pixels:
+    """Reads a picture as weights: its brightness, uint8 (H, W), black where it is transparent.
+
+    Arguments and errors are those of `load_picture`; the mask is scaled to `resized` whatever its proportions.
+    """
+    try:
+        with open_picture(path) as picture:
+            shrunk = _decode(picture, resized, crop, whole_pixels)
+        return scaled_crop(to_grey(shrunk.image), shrunk.box, resized, crop, _MASK_FILTER)
     except _REFUSALS as error:
         raise _unreadable(path, error) from error
 

@@ -77,6 +77,7 @@ class ImageFacts:
         tokens: of that; where wildcards are drawn, of the first draw.
         caption_varies: two uses can have different captions.
         tokens_lost: how many tokens of it are not read, at most where it is drawn.
+        is_validation: it is held out of the training, so its repeats and its loss weight are 0.
     """
 
     path: str
@@ -96,11 +97,14 @@ class ImageFacts:
     lost: float
     caption_varies: bool
     tokens_lost: int
+    is_validation: bool = False
 
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """A bucket: its pictures, and its uses and batches in the first epoch. `dataset` counts from 1."""
+    """A bucket: its pictures, and its uses and batches in the first epoch. `dataset` counts from 1; those of pictures
+    that are held out come last.
+    """
 
     size: Size
     dataset: int
@@ -109,6 +113,7 @@ class BucketFacts:
     batches: int
     batch_size: int
     underfilled: bool
+    is_validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -268,13 +273,14 @@ def _image_facts(source: Source) -> Iterator[ImageFacts]:
             caption=written_caption(index.caption(record), changes),
             tokens=counts[0].tokens,
             flips=subset.augmentations.flip,
-            mask=subset.alpha_mask and bool(index.has_alpha[record]),
+            mask=index.has_mask(record),
             subset=subsets[int(index.subset[record])],
             caption_source=CaptionSource(int(index.caption_source[record])).name.lower(),
             loss_weight=float(index.loss_weight[record]),
             lost=round(float(lost[record]), 4),
             caption_varies=changes.varies,
             tokens_lost=max(count.lost for count in counts),
+            is_validation=subset.is_validation,
         )
 
 
@@ -293,6 +299,7 @@ def _bucket_facts(source: Source) -> Iterator[BucketFacts]:
             batches=-(-used // batch_size),
             batch_size=batch_size,
             underfilled=0 < used < batch_size,
+            is_validation=index.datasets[dataset].is_validation,
         )
 
 
@@ -317,7 +324,8 @@ def _warnings(source: Source, images: Sequence[ImageFacts]) -> Iterator[str]:
     yield from source.notes
     yield from index.notes
     for number in range(len(index.datasets)):
-        head = f"dataset {number + 1}: " if len(index.datasets) > 1 else ""
+        name = "validation" if index.datasets[number].is_validation else f"dataset {number + 1}"
+        head = f"{name}: " if len(index.datasets) > 1 else ""
         for text in dataset_warnings(index, source.views.placements, source.planner, number):
             yield head + text
     long = [number for number, image in enumerate(images) if image.tokens_lost]

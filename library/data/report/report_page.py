@@ -146,7 +146,8 @@ def _buckets(buckets: Sequence[BucketFacts]) -> str:
     for dataset, own in groupby(by_shape, key=lambda bucket: bucket.dataset):
         rows = list(own)
         several = rows[0].dataset != by_shape[-1].dataset or dataset > 1
-        head = f"<p><b>Dataset {dataset}</b></p>" if several else ""
+        name = "Validation" if rows[0].is_validation else f"Dataset {dataset}"
+        head = f"<p><b>{name}</b></p>" if several else ""
         charts.append(f'{head}<div class="chart">{"".join(_bucket_row(bucket, largest) for bucket in rows)}</div>')
     lead = "From upright to wide; the bars are the uses of the first epoch."
     return (
@@ -270,6 +271,8 @@ def _tags(image: ImageFacts) -> Iterator[tuple[str, str]]:
     yield image.subset, ""
     if image.is_reg:
         yield "regularisation", ""
+    if image.is_validation:
+        yield "validation", ""
     if image.flips:
         yield "mirrored", ""
     if image.mask:

@@ -30,7 +30,8 @@ def describe_dataset(index: ImageIndex, placements: Placements, planner: Planner
     lines = list(index.notes)
     first_subset = 0
     for number, dataset in enumerate(index.datasets):
-        lines.append(f"dataset {number + 1}: {_describe_shape(dataset)}, batch size {dataset.batch_size}")
+        name = "validation" if dataset.is_validation else f"dataset {number + 1}"
+        lines.append(f"{name}: {_describe_shape(dataset)}, batch size {dataset.batch_size}")
         lines += _folder_lines(index, dataset, first_subset)
         lines += _reg_lines(planner, number)
         lines += _caption_lines(index, index.dataset == number)
@@ -48,6 +49,8 @@ def _epoch_line(index: ImageIndex, planner: Planner) -> str:
     uses = counted(len(is_reg) - regularisation, "training use")
     if np.asarray(index.is_reg).any():
         uses += f", {counted(regularisation, 'regularisation use')}"
+    if index.is_validation.any():
+        uses += f", none of {counted(int(np.count_nonzero(index.is_validation)), 'validation picture')}"
     return f"an epoch: {uses}, {planner.batches_per_epoch} batches, {planner.updates_per_epoch} updates"
 
 
@@ -66,7 +69,10 @@ def _describe_shape(dataset: DatasetConfig) -> str:
 
 def _folder_lines(index: ImageIndex, dataset: DatasetConfig, first_subset: int) -> Iterator[str]:
     for number, subset in enumerate(dataset.subsets, first_subset):
-        count = np.count_nonzero(index.subset == number)
+        count = int(np.count_nonzero(index.subset == number))
+        if subset.is_validation:
+            yield f"  {folder_name(subset)}: {counted(count, 'picture')} held out, in no epoch"
+            continue
         kind = ", regularisation" if subset.is_reg else ""
         tokens = f', class tokens "{subset.class_tokens}"' if subset.class_tokens else ""
         words = [*_change_words(subset.caption_changes), *look_words(subset)]
@@ -105,6 +111,8 @@ def look_words(subset: SubsetConfig) -> Iterator[str]:
         yield "random crops"
     if subset.alpha_mask:
         yield "loss weighted by transparency"
+    if subset.conditioning_data_dir is not None:
+        yield f"loss weighted by the masks in {subset.conditioning_data_dir}"
     if subset.loss_weight != 1:
         yield f"loss weight {subset.loss_weight:g}"
 

@@ -36,6 +36,7 @@ from tests.data.data_helpers import (
     make_dataset,
     make_subset,
     make_world,
+    noise_of,
     save_picture,
     toy_encode,
     toy_tokenize,
@@ -373,7 +374,7 @@ def test_processes_share_the_work_and_nothing_is_done_twice(tmp_path: Path, coun
 def test_the_store_holds_no_latents_and_travels_to_workers(tmp_path: Path) -> None:
     index = make_world(tmp_path)
     store, _ = fill(index)
-    dataset = TrainingDataset(store.files.views, toy_tokenize, store)
+    dataset = TrainingDataset(store.files.views, toy_tokenize, noise_of(store.files.views), store)
     content = pickle.dumps(dataset)
     assert len(content) < 20_000 < 10 * store.get(0, Choice()).latents.numel() * 4 * 8
     request = BatchRequest(epoch=0, position=0, records=(0, 2), repeats=(0, 0), closes_update=True, loss_scale=1.0)

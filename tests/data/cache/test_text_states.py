@@ -40,6 +40,7 @@ from tests.data.data_helpers import (
     make_dataset,
     make_subset,
     make_world,
+    noise_of,
     save_picture,
     toy_tokenize,
     views_of,
@@ -99,7 +100,8 @@ def test_captions_that_are_always_dropped_are_empty(tmp_path: Path) -> None:
 def test_batches_carry_the_states(tmp_path: Path) -> None:
     index = captioned_world(tmp_path)
     store = fill_memory_texts(index, ToyEncoder())
-    dataset = TrainingDataset(views_of(index, 3), toy_tokenize, None, store)
+    views = views_of(index, 3)
+    dataset = TrainingDataset(views, toy_tokenize, noise_of(views), None, store)
     batch = dataset[BatchRequest(0, 0, records=(1, 6), repeats=(0, 0), closes_update=True, loss_scale=1.0)]
     assert batch.text_states is not None and torch.equal(batch.text_states[0], ToyEncoder()("photo of a cat, asleep"))
     assert torch.equal(batch.text_states[1], ToyEncoder()("shs dog"))

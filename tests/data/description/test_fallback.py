@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[list[Any], Read]] = {
     "face_crop_aug_range": ([[1.0, 2.0], [2.0, 4.0]], lambda s: s.augmentations.face_crop_range),
     "alpha_mask": ([True, False], lambda s: s.alpha_mask),
     "cache_info": ([True, False], lambda s: s.cache_info),
+    "validation_split": ([0.0, 0.1, 1.0], lambda s: s.validation_split),
 }
 ONLY_FOLDERS = {"class_tokens": None, "num_repeats": 1.0, "is_reg": False}  # keys without a flag, and their defaults
 
@@ -60,7 +61,7 @@ def seen(key: str, value: Any) -> Any:
 
 
 def test_every_key_of_a_folder_is_in_the_table_and_has_a_flag() -> None:
-    shared = valid_keys(SUBSET) - {"image_dir", "metadata_file"}
+    shared = valid_keys(SUBSET) - {"image_dir", "metadata_file", "conditioning_data_dir"}
     assert shared == set(KEYS)
     assert shared <= valid_keys(DATASET) and shared <= valid_keys(GENERAL)
     flags = {item.name for item in option_fields(DataOptions)}

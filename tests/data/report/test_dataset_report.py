@@ -100,7 +100,7 @@ def test_the_caption_told_is_the_trained_one(tmp_path: Path) -> None:
 def test_batches_are_those_that_are_trained(lively: ImageIndex, variants: int | None) -> None:
     source = source_of(lively, variants=variants)
     report = report_on(source)
-    trained = TrainingDataset(source.views, data_helpers.toy_tokenize)
+    trained = TrainingDataset(source.views, data_helpers.toy_tokenize, data_helpers.noise_of(source.views))
     requests = source.planner.epoch_plan(0)[:BATCHES_SHOWN]
     assert requests == first_requests(source)
     assert len(report.batches) == len(requests) > 3
@@ -124,7 +124,7 @@ def test_batches_are_those_that_are_trained(lively: ImageIndex, variants: int | 
 
 def test_draws_are_those_of_the_first_epochs(lively: ImageIndex) -> None:
     source = source_of(lively)
-    trained = TrainingDataset(source.views, data_helpers.toy_tokenize)
+    trained = TrainingDataset(source.views, data_helpers.toy_tokenize, data_helpers.noise_of(source.views))
     record, draws = 0, caption_draws(source, 0)
     assert len(draws) == 3 and len(set(draws)) > 1
     expected = []
