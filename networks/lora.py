@@ -2,118 +2,42 @@
 
 Every targeted layer `x W` gains `multiplier * (alpha / rank) * up(down(x))`. Key names, shapes and initial values are
 those that the Web UI, ComfyUI and Diffusers read: `lora_unet_…`/`lora_te_…` plus `.lora_down.weight`,
-`.lora_up.weight`, `.alpha`.
+`.lora_up.weight`, `.alpha`. With 3x3 convolutions the same network is known as LoCon or LoRA-C3Lier.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from library.core.errors import UserError
+from library.core.errors import Problems, UserError
+from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import with_hashes, write_safetensors
 from library.models.files.weights import open_weights
-
-UNET_PREFIX, TEXT_ENCODER_PREFIX = "lora_unet", "lora_te"
-UNET_TARGETS = ("Transformer2DModel",)
-TEXT_ENCODER_TARGETS = ("CLIPAttention", "CLIPMLP")
-# Public files name the layers of the CLIP text model below `text_model`; in transformers 5 the model is flat.
-TEXT_MODEL_ROOT = "text_model"
-KNOWN_ARGUMENTS: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Rank and alpha of one module."""
-
-    rank: int
-    alpha: float
-
-
-@dataclass
-class BatchSeed:
-    """The dropout seed of the batch at hand, shared by all modules of a network."""
-
-    value: int = 0
-
-
-class LoraModule(nn.Module):
-    """The low-rank change of one layer; attached to it by a hook, never a part of the base model."""
-
-    alpha: torch.Tensor
-    lora_down: nn.Linear | nn.Conv2d
-    lora_up: nn.Linear | nn.Conv2d
-
-    def __init__(self, name: str, layer: nn.Module, shape: Shape, dropout: float | None, batch_seed: BatchSeed) -> None:
-        super().__init__()
-        rank, alpha = shape.rank, shape.alpha
-        self.name = name
-        self.scale = alpha / rank
-        self.multiplier = 1.0
-        self.dropout = dropout
-        self._batch_seed = batch_seed
-        if isinstance(layer, nn.Conv2d):
-            self.lora_down = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
-            self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        elif isinstance(layer, nn.Linear):
-            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
-            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            raise TypeError(f"{name}: a LoRA needs a linear layer or a 1x1 convolution, not {type(layer).__name__}")
-        self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float32))
-        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)
-        self._layer = (layer,)  # in a tuple, so that the base layer is no child of this module
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-
-    def attach(self) -> None:
-        """Adds this module's change to the output of its layer from now on."""
-        if self._hook is None:
-            self._hook = self._layer[0].register_forward_hook(self._add_change)
-
-    def detach(self) -> None:
-        """Leaves the layer as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The change alone: x (…, in) or (B, in, H, W) to the layer's output shape."""
-        if not torch.is_autocast_enabled(x.device.type):  # autocast finds the common dtype itself, without a copy
-            x = x.to(self.lora_down.weight.dtype)
-        hidden = self.lora_down(x)
-        if self.dropout and self.training:
-            hidden = hidden * self._dropout_mask(hidden)
-        return self.lora_up(hidden) * (self.multiplier * self.scale)
-
-    def merge(self, down: torch.Tensor, up: torch.Tensor, alpha: float, dtype: torch.dtype | None) -> None:
-        """Adds the change of the given weights to the base layer itself, computed in float32."""
-        weight = self._layer[0].weight
-        change = up.flatten(1).float() @ down.flatten(1).float() * (self.multiplier * alpha / down.shape[0])
-        merged = weight.data.float() + change.view(weight.shape).to(weight.device)
-        weight.data = merged.to(dtype or weight.dtype)
-
-    def _add_change(self, _layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + self(args[0]).to(output.dtype)
-
-    def _dropout_mask(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Keeps or drops each inner value. The draw depends on the batch and the module's name alone, so that the
-        second forward pass of gradient checkpointing, any process and a resumed run see the same mask."""
-        generator = torch.Generator(hidden.device).manual_seed(self._batch_seed.value ^ _stable_number(self.name))
-        keep = 1.0 - (self.dropout or 0.0)
-        drawn = torch.rand(hidden.shape, generator=generator, device=hidden.device)
-        return (drawn < keep).to(hidden.dtype) / keep
-
-
-def _stable_number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+from networks.lora_arguments import (
+    BLOCKS,
+    SHAPE_NAMES,
+    TEXT_ENCODER_NAMES,
+    UNET_NAMES,
+    WHERE,
+    LoraArguments,
+    parse_arguments,
+)
+from networks.lora_files import ALPHA, DOWN, UP, check_file, modules_in, read_network_file, shapes_in
+from networks.lora_modules import BatchSeed, LoraModule, Target
+from networks.lora_targets import (
+    TEXT_ENCODER_PREFIX,
+    UNET_PREFIX,
+    all_layers,
+    block_of,
+    block_weight,
+    planned_text_encoder,
+    planned_unet,
+)
 
 
 class LoraNetwork(nn.Module):
@@ -121,41 +45,32 @@ class LoraNetwork(nn.Module):
 
     def __init__(
         self,
-        text_encoder: nn.Module | None,
-        unet: nn.Module | None,
-        shape: Shape | Mapping[str, Shape],
+        text_encoder: Mapping[str, Target],
+        unet: Mapping[str, Target],
+        arguments: LoraArguments,
         multiplier: float = 1.0,
-        dropout: float | None = None,
     ) -> None:
         """
         Args:
-            text_encoder, unet: the models to extend; nothing happens to them before `apply_to`.
-            shape: one shape for every target, or the shapes by module name (targets without one get no module).
+            text_encoder, unet: the layers to extend by module name; nothing happens to them before `apply_to`.
+            arguments: dropouts and rates; the shapes are those of the targets.
             multiplier: strength of the whole network.
-            dropout: share of inner values dropped in training.
         """
         super().__init__()
+        self._arguments = arguments
         self._batch_seed = BatchSeed()
-        self.text_encoder_loras = nn.ModuleDict(self._make_modules(text_encoder_targets(text_encoder), shape, dropout))
-        self.unet_loras = nn.ModuleDict(self._make_modules(unet_targets(unet), shape, dropout))
+        self.text_encoder_loras = nn.ModuleDict(self._make_modules(text_encoder))
+        self.unet_loras = nn.ModuleDict(self._make_modules(unet))
         self.set_multiplier(multiplier)
 
-    def _make_modules(
-        self, targets: Mapping[str, nn.Module], shape: Shape | Mapping[str, Shape], dropout: float | None
-    ) -> dict[str, nn.Module]:
-        shapes = dict.fromkeys(targets, shape) if isinstance(shape, Shape) else shape
-        return {
-            name: LoraModule(name, layer, shapes[name], dropout, self._batch_seed)
-            for name, layer in targets.items()
-            if name in shapes
-        }
+    def _make_modules(self, targets: Mapping[str, Target]) -> dict[str, nn.Module]:
+        dropouts = self._arguments.dropouts
+        return {name: LoraModule(name, target, dropouts, self._batch_seed) for name, target in targets.items()}
 
     def loras(self) -> Iterator[LoraModule]:
         """Every LoRA module, text encoder first."""
         for group in (self.text_encoder_loras, self.unet_loras):
-            for module in group.values():
-                if isinstance(module, LoraModule):
-                    yield module
+            yield from _modules(group)
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
         """Attaches the parts that are wanted and forgets the others. The models are those given to `create_network`."""
@@ -177,22 +92,50 @@ class LoraNetwork(nn.Module):
             module.multiplier = multiplier
 
     def on_batch_start(self, seed: int) -> None:
-        """Fixes the dropout of the coming batch; `seed` below 2**63."""
+        """Fixes the dropouts of the coming batch; `seed` below 2**63."""
         self._batch_seed.value = seed
 
     def prepare_optimizer_params(
         self, text_encoder_lr: float | None, unet_lr: float | None, learning_rate: float
     ) -> list[dict[str, Any]]:
-        """Optimizer groups: one for the text encoder, one for the U-Net, each with its rate and name."""
+        """Optimizer groups with rate and name: "text_encoder" and "unet", or one for each block that has a weight of
+        its own ("unet IN04"). Where up weights have their own rate they are groups of their own ("unet plus").
+        Blocks of weight 0, which only a network made from a file can have, are frozen."""
         self.requires_grad_(True)
-        groups = (
-            ("text_encoder", self.text_encoder_loras, text_encoder_lr),
-            ("unet", self.unet_loras, unet_lr),
-        )
+        text_rate = learning_rate if text_encoder_lr is None else text_encoder_lr
+        unet_rate = learning_rate if unet_lr is None else unet_lr
+        groups = self._groups("text_encoder", "text_encoder", list(_modules(self.text_encoder_loras)), text_rate)
+        for name, weight, modules in self._weighted_blocks():
+            if weight > 0:
+                groups += self._groups("unet", name, modules, unet_rate * weight)
+            else:
+                nn.ModuleList(modules).requires_grad_(False)
+        return groups
+
+    def _weighted_blocks(self) -> list[tuple[str, float, list[LoraModule]]]:
+        """Name, weight and modules of the parts of the U-Net that have a rate of their own."""
+        weights, modules = self._arguments.weights, list(_modules(self.unet_loras))
+        if weights is None:
+            return [("unet", 1.0, modules)]
+        blocks: dict[int | None, list[LoraModule]] = {}
+        for module in modules:
+            blocks.setdefault(block_of(module.name), []).append(module)
         return [
-            {"params": list(part.parameters()), "lr": learning_rate if rate is None else rate, "name": name}
-            for name, part, rate in groups
-            if len(part) > 0
+            ("unet" if block is None else f"unet {BLOCKS[block]}", block_weight(found[0].name, weights), found)
+            for block, found in blocks.items()
+        ]
+
+    def _groups(self, part: str, name: str, modules: Sequence[LoraModule], rate: float) -> list[dict[str, Any]]:
+        ratio = self._arguments.ratios.get(part)
+        downs, ups = [m.lora_down.weight for m in modules], [m.lora_up.weight for m in modules]
+        if not modules:
+            return []
+        if ratio is None:
+            pairs = [weight for pair in zip(downs, ups, strict=True) for weight in pair]
+            return [{"params": pairs, "lr": rate, "name": name}]
+        return [
+            {"params": downs, "lr": rate, "name": name},
+            {"params": ups, "lr": rate * ratio, "name": f"{name} plus"},
         ]
 
     def prepare_grad_etc(self, text_encoder: Any, unet: Any) -> None:
@@ -203,6 +146,16 @@ class LoraNetwork(nn.Module):
         """Every weight of the network."""
         return list(self.parameters())
 
+    def apply_max_norm_regularization(
+        self, max_norm: float, device: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scales down the modules whose change has a Frobenius norm above `max_norm`. Returns, as scalars on the
+        device: how many were scaled, and the mean and the largest norm afterwards."""
+        limited = [module.limit_norm(max_norm) for module in self.loras()]
+        scaled = torch.stack([is_scaled for is_scaled, _ in limited]).sum()
+        norms = torch.stack([norm for _, norm in limited])
+        return scaled, norms.mean(), norms.max()
+
     def file_tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The tensors as they stand in a file, by public key."""
         return {
@@ -212,8 +165,13 @@ class LoraNetwork(nn.Module):
         }
 
     def save_weights(self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
-        """Writes the network as .safetensors, whole or not at all."""
-        write_safetensors(Path(file), self.file_tensors(dtype), with_hashes(metadata or {}))
+        """Writes the network, whole or not at all: as .safetensors with the metadata, otherwise (.ckpt, .pt) in the
+        form of `torch.save`, a bare dict of tensors, which has no place for them."""
+        path, tensors = Path(file), self.file_tensors(dtype)
+        if path.suffix == ".safetensors":
+            write_safetensors(path, tensors, with_hashes(metadata or {}))
+        else:
+            write_pickled(path, tensors, None)
 
     def load_weights(self, file: str | Path) -> None:
         """Takes the weights of a file made for the same targets and ranks.
@@ -226,25 +184,35 @@ class LoraNetwork(nn.Module):
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
         """As `load_weights`, from tensors by public key."""
         own = {f"{module.name}.{key}": value for module in self.loras() for key, value in module.state_dict().items()}
-        given = {key: value for key, value in tensors.items() if not key.endswith(".alpha") or key in own}
-        missing = [key for key in own if key not in given and not key.endswith(".alpha")]
+        given = {key: value for key, value in tensors.items() if not key.endswith(f".{ALPHA}") or key in own}
+        missing = [key for key in own if key not in given and not key.endswith(f".{ALPHA}")]
         _report_unmatched(missing, [key for key in given if key not in own], where)
-        for module in self.loras():
-            alpha = given.get(f"{module.name}.alpha")
-            rank = given[f"{module.name}.lora_down.weight"].shape[0]
-            module.scale = (float(alpha) if alpha is not None else rank) / rank
-            module.alpha.fill_(module.scale * rank)
+        shapes = shapes_in(given, where)
+        self.check_fit(given, where)
         with torch.no_grad():
             for key, value in own.items():
-                if key.endswith(".alpha"):
-                    continue
-                if given[key].numel() != value.numel() or given[key].shape[0] != value.shape[0]:
+                if not key.endswith(f".{ALPHA}"):
+                    value.copy_(given[key].view(value.shape))  # 1x1 convolutions and linear layers differ by [.., 1, 1]
+        for module in self.loras():
+            shape = shapes[module.name]
+            module.scale = shape.alpha / shape.rank
+            module.alpha.fill_(shape.alpha)
+
+    def check_fit(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+        """Whether the tensors have the sizes of this network's; those of modules that it does not have are no matter.
+
+        Raises:
+            UserError: naming the first that has not.
+        """
+        for module in self.loras():
+            for key, value in ((DOWN, module.lora_down.weight), (UP, module.lora_up.weight)):
+                given = tensors[f"{module.name}.{key}"]
+                if given.numel() != value.numel() or given.shape[0] != value.shape[0]:
                     raise UserError.of(
-                        f"{key} is {list(given[key].shape)} in the file, {list(value.shape)} is needed",
+                        f"{module.name}.{key} is {list(given.shape)} in the file, {list(value.shape)} is needed",
                         where,
                         "give --network_dim the rank of the file, or use the base model it was made for",
                     )
-                value.copy_(given[key].view(value.shape))  # 1x1 convolutions and linear layers differ by [.., 1, 1]
 
     def is_mergeable(self) -> bool:
         """LoRA is a plain sum, so yes."""
@@ -259,40 +227,51 @@ class LoraNetwork(nn.Module):
         device: Any = None,
     ) -> None:
         """Adds the change of `weights_sd` to the models given to `create_network`, at the network's multiplier."""
+        shapes = shapes_in(weights_sd, "weights_sd")
         for module in self.loras():
-            down = weights_sd.get(f"{module.name}.lora_down.weight")
-            if down is not None:
-                alpha = weights_sd.get(f"{module.name}.alpha")
-                up = weights_sd[f"{module.name}.lora_up.weight"]
-                module.merge(down, up, float(down.shape[0] if alpha is None else alpha), dtype)
+            if module.name in shapes:
+                down, up = (weights_sd[f"{module.name}.{key}"] for key in (DOWN, UP))
+                module.merge(down, up, shapes[module.name].alpha, dtype)
 
 
-def check_options(network_dim: int, network_args: Mapping[str, str], weights: Path | None) -> None:
+def check_options(network_dim: int | None, network_args: Mapping[str, str], weights: Path | None) -> None:
     """Looks at the options before any model is loaded; the host calls it where a module has it.
 
     Args:
-        network_dim: the rank asked for.
+        network_dim: the rank asked for; None where every rank comes from the file.
         network_args: the words of `--network_args`.
         weights: file to go on from.
 
     Raises:
-        UserError: for an argument that does not exist, or a file that is no LoRA of this rank.
+        UserError: for arguments that do not exist, make no sense or contradict each other, or a file that is no LoRA
+            of these ranks.
     """
-    for name in network_args:
-        known = f"networks.lora knows {', '.join(KNOWN_ARGUMENTS) or 'no further arguments'}"
-        raise UserError.of(f"{name} is not an argument of networks.lora", "--network_args", known)
-    if weights is None:
-        return
-    ranks = {value.shape[0] for key, value in read_network_file(weights).items() if key.endswith(".lora_down.weight")}
-    if not ranks:
-        raise UserError.of("holds no LoRA weights", f"--network_weights {weights}", "name a LoRA file")
-    if ranks != {network_dim}:
-        found = " and ".join(str(rank) for rank in sorted(ranks))
-        raise UserError.of(
-            f"the file has rank {found}, --network_dim asks for {network_dim}",
-            f"--network_weights {weights}",
-            f"give --network_dim {found}" if len(ranks) == 1 else "a file of mixed ranks cannot be gone on from yet",
-        )
+    problems = Problems()
+    arguments = problems.attempt(lambda: parse_arguments(network_dim, None, None, network_args))
+    if weights is not None and network_dim is None:
+        for name in SHAPE_NAMES:
+            if name in network_args:
+                problems.add(f"{name}: the file says it", WHERE, f"remove {name}, or --dim_from_weights")
+        problems.attempt(lambda: modules_in(open_weights(weights).shapes, f"--network_weights {weights}"))
+    elif weights is not None and arguments is not None:
+        is_plain = not any(name in network_args for name in SHAPE_NAMES)
+        problems.attempt(lambda: check_file(weights, arguments, is_plain))
+    problems.raise_if_any()
+
+
+def check_parts(network_args: Mapping[str, str], trains_text_encoder: bool, trains_unet: bool) -> None:
+    """Whether the arguments speak of parts that train; the host calls it where a module has it.
+
+    Raises:
+        UserError: naming those that would do nothing.
+    """
+    problems = Problems()
+    parts = (("text encoder", trains_text_encoder, TEXT_ENCODER_NAMES), ("U-Net", trains_unet, UNET_NAMES))
+    for part, trains, names in parts:
+        for name in names:
+            if name in network_args and not trains:
+                problems.add(f"{name}: the {part} does not train", WHERE, f"remove {name}, or let the {part} train")
+    problems.raise_if_any()
 
 
 def create_network(
@@ -308,12 +287,11 @@ def create_network(
     """A fresh network (protocol). dim defaults to 4, alpha to 1; alpha 0 means alpha = dim.
 
     Raises:
-        UserError: for arguments in `--network_args` that do not exist.
+        UserError: for arguments in `--network_args` that do not exist or make no sense.
     """
-    rank = 4 if network_dim is None else network_dim
-    check_options(rank, network_args, None)
-    alpha = 1.0 if network_alpha is None else network_alpha
-    return LoraNetwork(_single(text_encoder), unet, Shape(rank, alpha or float(rank)), multiplier, neuron_dropout)
+    arguments = parse_arguments(network_dim, network_alpha, neuron_dropout, network_args)
+    text_targets = planned_text_encoder(_single(text_encoder), arguments)
+    return LoraNetwork(text_targets, planned_unet(_single(unet), arguments), arguments, multiplier)
 
 
 def create_network_from_weights(
@@ -326,53 +304,47 @@ def create_network_from_weights(
     for_inference: bool = False,
     **kwargs: Any,
 ) -> tuple[LoraNetwork, dict[str, torch.Tensor]]:
-    """A network with the modules, ranks and alphas of a file, and the file's tensors (protocol)."""
-    tensors = dict(weights_sd) if weights_sd is not None else read_network_file(Path(file))
-    shapes: dict[str, Shape] = {}
-    for key, value in tensors.items():
-        name, _, kind = key.partition(".")
-        if kind == "lora_down.weight":
-            alpha = tensors.get(f"{name}.alpha")
-            shapes[name] = Shape(value.shape[0], float(value.shape[0] if alpha is None else alpha))
-    return LoraNetwork(_single(text_encoder), unet, shapes, multiplier), tensors
+    """A network with the modules, ranks and alphas of a file, and the file's tensors (protocol).
 
-
-def read_network_file(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors, .ckpt or .pt network file.
+    Args:
+        kwargs: `neuron_dropout`, and those of `--network_args` that say no shapes.
 
     Raises:
-        UserError: when it is damaged, or would run code.
+        UserError: the file holds no LoRA, or one for another model.
     """
-    file = open_weights(path)
-    return {name: file.read(name) for name in file.shapes}
+    tensors = dict(weights_sd) if weights_sd is not None else read_network_file(Path(file))
+    dropout = kwargs.pop("neuron_dropout", None)
+    arguments = parse_arguments(None, None, dropout, kwargs)
+    where = str(file) if file else "weights_sd"
+    shapes = shapes_in(tensors, where)
+    models = {TEXT_ENCODER_PREFIX: _single(text_encoder), UNET_PREFIX: _single(unet)}
+    layers = {prefix: all_layers(model, prefix) for prefix, model in models.items()}
+    absent = [f"{prefix}_" for prefix, model in models.items() if model is None]
+    strange = [
+        name for name in shapes if not any(name in of for of in layers.values()) and not name.startswith(tuple(absent))
+    ]
+    if strange:
+        what = f"{len(strange)} of its {len(shapes)} modules fit no layer of the model, for example {strange[0]}"
+        raise UserError.of(what, where, "use a file that was trained with a model of this kind")
+    text_targets, unet_targets = (
+        {name: Target(layer, shapes[name]) for name, layer in found.items() if name in shapes}
+        for found in layers.values()
+    )
+    network = LoraNetwork(text_targets, unet_targets, arguments, multiplier)
+    network.check_fit(tensors, where)
+    return network, tensors
 
 
-def unet_targets(unet: nn.Module | None) -> dict[str, nn.Module]:
-    """Linear layers and 1x1 convolutions of the U-Net's transformers, by module name."""
-    return _targets(unet, UNET_TARGETS, UNET_PREFIX, "")
+def _modules(group: nn.ModuleDict) -> Iterator[LoraModule]:
+    for module in group.values():
+        if isinstance(module, LoraModule):
+            yield module
 
 
-def text_encoder_targets(text_encoder: nn.Module | None) -> dict[str, nn.Module]:
-    """Linear layers of the text encoder's attention and MLP, by module name."""
-    return _targets(text_encoder, TEXT_ENCODER_TARGETS, TEXT_ENCODER_PREFIX, TEXT_MODEL_ROOT)
-
-
-def _targets(model: nn.Module | None, class_names: Sequence[str], prefix: str, root: str) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {}
-    for path, part in model.named_modules() if model is not None else ():
-        if type(part).__name__ not in class_names:
-            continue
-        rooted = path if not root or path.split(".")[0] == root else f"{root}.{path}"
-        for inner, layer in part.named_modules():
-            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
-                found[f"{prefix}.{rooted}.{inner}".replace(".", "_")] = layer
-    return found
-
-
-def _single(text_encoder: Any) -> nn.Module | None:
-    if isinstance(text_encoder, (list, tuple)):
-        (text_encoder,) = text_encoder  # SD1 and SD2 have one text encoder
-    return text_encoder if isinstance(text_encoder, nn.Module) else None
+def _single(model: Any) -> nn.Module | None:
+    if isinstance(model, (list, tuple)):
+        (model,) = model  # SD1 and SD2 have one text encoder
+    return model if isinstance(model, nn.Module) else None
 
 
 def _report_unmatched(missing: Sequence[str], unexpected: Sequence[str], where: str) -> None:

@@ -12,10 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
 
+ResultT = TypeVar("ResultT")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -64,6 +66,14 @@ class Problems:
 
     def extend(self, problems: Iterable[Problem]) -> None:
         self._found.extend(problems)
+
+    def attempt(self, check: Callable[[], ResultT]) -> ResultT | None:
+        """The result of a check, or None with its problems gathered."""
+        try:
+            return check()
+        except UserError as error:
+            self.extend(error.problems)
+            return None
 
     def raise_if_any(self) -> None:
         """Raises `UserError` with everything gathered so far; does nothing when there is nothing."""

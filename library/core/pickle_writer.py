@@ -12,8 +12,9 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,18 +73,44 @@ def write_pickled(path: Path, tensors: Mapping[str, Writable], beside: Mapping[s
     names = sorted(tensors)
     objects = _objects(names, tensors, beside)
 
+    def is_as_asked(content: Any) -> bool:
+        found = content if beside is None else content[STATE_KEY]
+        return {name: _facts(tensor) for name, tensor in found.items()} == {
+            name: _facts(tensors[name]) for name in names
+        }
+
+    _write(path, objects, [(name, tensors[name]) for name in names], is_as_asked)
+
+
+def write_pickled_content(path: Path, content: Mapping[Any, object]) -> None:
+    """As `write_pickled`, for a dict that nests tensors in a form of its own (the Web UI's hypernetworks).
+
+    Args:
+        path: final name.
+        content: dicts (keys: texts and whole numbers), lists, tuples, texts, numbers, True, False, None and tensors,
+            in the order they have.
+
+    Raises:
+        ValueError: a dtype or a value cannot be stored.
+    """
+    tensors: list[tuple[str, Writable]] = []
+    objects = pickle.PROTO + b"\x02" + _anything("", content, tensors) + pickle.STOP
+    _write(path, objects, tensors, lambda found: bool(_outline(found) == _outline(content)))
+
+
+def _write(path: Path, objects: bytes, tensors: list[tuple[str, Writable]], is_as_asked: Callable[[Any], bool]) -> None:
+    """Writes the archive: the pickle and the storages it names by their places in `tensors`."""
+
     def write(temporary: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             _add(archive, "data.pkl", objects)
             _add(archive, "byteorder", b"little")
-            for key, name in enumerate(names):
-                _add(archive, f"data/{key}", bytes_of(name, tensors[name]))
+            for key, (name, tensor) in enumerate(tensors):
+                _add(archive, f"data/{key}", bytes_of(name, tensor))
             _add(archive, "version", _VERSION)
 
     def check(temporary: Path) -> None:
-        content = read_pickled(temporary).content
-        found = content if beside is None else content[STATE_KEY]
-        if {name: _facts(tensor) for name, tensor in found.items()} != {name: _facts(tensors[name]) for name in names}:
+        if not is_as_asked(read_pickled(temporary).content):
             raise OSError(f"{path.name} was not written as asked; the disk may be full or failing")
 
     write_whole(path, write, check)
@@ -91,6 +118,15 @@ def write_pickled(path: Path, tensors: Mapping[str, Writable], beside: Mapping[s
 
 def _facts(tensor: Writable | StoredTensor) -> tuple[torch.dtype, tuple[int, ...]]:
     return tensor.dtype, tuple(tensor.shape)
+
+
+def _outline(content: Any) -> Any:
+    """The content with the facts of its tensors in their places, to be compared."""
+    if isinstance(content, Mapping):
+        return {key: _outline(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(_outline, content))
+    return _facts(content) if isinstance(content, Writable | StoredTensor) else content
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
@@ -159,6 +195,28 @@ def _value(name: str, value: object) -> bytes:
         items = b"".join(_text(str(key)) + _value(f"{name}.{key}", item) for key, item in sorted(value.items()))
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
     raise ValueError(f"{name}: a {type(value).__name__} is neither text, whole number nor dict")
+
+
+def _anything(name: str, value: object, tensors: list[tuple[str, Writable]]) -> bytes:
+    """A value of `write_pickled_content`; `name` is its dotted place, and the tensors that are met are gathered."""
+    if isinstance(value, Writable):
+        tensors.append((name, value))
+        return _tensor(str(len(tensors) - 1), name, value)
+    if value is None or isinstance(value, bool):
+        return pickle.NONE if value is None else (pickle.NEWTRUE if value else pickle.NEWFALSE)
+    if isinstance(value, float):
+        return pickle.BINFLOAT + struct.pack(">d", value)
+    inner = f"{name}." if name else ""
+    if isinstance(value, Mapping):
+        items = b"".join(
+            (_number(key) if type(key) is int else _text(key)) + _anything(f"{inner}{key}", item, tensors)
+            for key, item in value.items()
+        )
+        return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+    if isinstance(value, list | tuple):
+        items = b"".join(_anything(f"{inner}{number}", item, tensors) for number, item in enumerate(value))
+        return _tuple(items) if isinstance(value, tuple) else pickle.EMPTY_LIST + pickle.MARK + items + pickle.APPENDS
+    return _value(name, value)
 
 
 def _global(module: str, name: str) -> bytes:

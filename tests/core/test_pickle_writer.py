@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.core.pickle_writer import write_pickled
+from library.core.pickle_writer import write_pickled, write_pickled_content
 from library.core.pickled import read_pickled
 from library.core.tensor_files import DTYPE_NAMES, Deferred
 
@@ -179,3 +179,39 @@ def test_files_beyond_four_gigabytes(tmp_path: Path) -> None:
     assert read.read(read.content["z"]).tolist() == [0, 1, 2]
     assert read.read(read.content["b"])[-1] == 7
     path.unlink()
+
+
+NESTED: dict[str | int, object] = {
+    768: ({"linear.0.weight": torch.ones(2, 3)}, {"linear.0.weight": torch.zeros(2, 3)}),
+    "layer_structure": [1, 1.5, 1],
+    "is_layer_norm": True,
+    "off": False,
+    "sd_checkpoint": None,
+    "name": "名前",
+    "step": 12,
+    "empty": [],
+    "more": {"ids": torch.arange(3)},
+}
+
+
+def test_nested_content_is_read_by_torch_and_by_us(tmp_path: Path) -> None:
+    write_pickled_content(tmp_path / "a.pt", NESTED)
+    theirs, ours = torch.load(tmp_path / "a.pt", weights_only=True), read_pickled(tmp_path / "a.pt")
+    plain = {key: value for key, value in NESTED.items() if key not in (768, "more")}
+    for found in (theirs, ours.content):
+        assert list(found) == list(NESTED)
+        assert {key: found[key] for key in plain} == plain
+        assert type(found["is_layer_norm"]) is bool and type(found["layer_structure"][0]) is int
+        assert isinstance(found[768], tuple)
+    assert torch.equal(theirs[768][0]["linear.0.weight"], torch.ones(2, 3))
+    assert torch.equal(theirs[768][1]["linear.0.weight"], torch.zeros(2, 3))
+    assert torch.equal(ours.read(ours.content["more"]["ids"]), torch.arange(3))
+
+
+def test_nested_content_has_the_same_bytes_each_time_and_refuses_odd_values(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        write_pickled_content(tmp_path / name, NESTED)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"a\.1: a set is neither"):
+        write_pickled_content(tmp_path / "c.pt", {"a": [1, {2}]})
+    assert not (tmp_path / "c.pt").exists()

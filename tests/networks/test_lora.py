@@ -14,7 +14,8 @@ from torch import nn
 from library.core.errors import UserError
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
-from networks.lora import LoraNetwork, check_options, create_network, create_network_from_weights, read_network_file
+from networks.lora import check_options, create_network, create_network_from_weights, read_network_file
+from tests.networks.lora_helpers import make, predict, randomise
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out_0"]
 # blocks of the U-Net with attention: path and number of transformers
@@ -50,29 +51,6 @@ def model(request: pytest.FixtureRequest, device: torch.device) -> StableDiffusi
     for part in (model.unet, model.text_encoder):
         nn.Module.to(part, device)
     return model
-
-
-def make(model: StableDiffusion, rank: int = 4, alpha: float = 1.0, **more: float) -> LoraNetwork:
-    torch.manual_seed(0)
-    network = create_network(1.0, rank, alpha, model.vae, model.text_encoder, model.unet, **more)
-    network.apply_to(model.text_encoder, model.unet, True, True)
-    return network.to(model.unet.device)
-
-
-def randomise(network: LoraNetwork) -> None:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(0, 0.3)
-
-
-def predict(model: StableDiffusion) -> torch.Tensor:
-    torch.manual_seed(2)
-    device = model.unet.device
-    ids = torch.randint(0, 49408, (2, 77)).to(device)
-    latents, times = torch.randn(2, 4, 8, 8).to(device), torch.tensor([5, 800], device=device)
-    states = model.text_encoder(input_ids=ids).last_hidden_state
-    return model.unet(latents, times, states).sample
 
 
 def test_key_set_is_the_golden_one(model: StableDiffusion) -> None:
