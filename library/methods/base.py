@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from library.models.stable_diffusion import StableDiffusion
 
 
+TEXT_ENCODER, UNET = "text_encoder", "unet"  # names of the parts, as optimizer groups and reports have them
+
+
 class Method(Protocol):
     """A way to train: which weights learn, how they attach to the models, and how they are kept."""
 
@@ -30,8 +33,14 @@ class Method(Protocol):
     def trains_text_encoder(self, step: int) -> bool:
         """Whether update `step` (from 0) back-propagates into the text encoder."""
 
+    def start_epoch(self) -> None:
+        """Called before the first batch of every epoch."""
+
     def before_batch(self, seed: int) -> None:
         """Fixes what the method itself draws at random in the coming batch (dropout)."""
+
+    def after_update(self) -> Mapping[str, float | torch.Tensor]:
+        """Called after each optimizer step; returns numbers for the log, by tag."""
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Writes what was learned under its final name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from library.core.errors import UserError
+from library.methods.base import TEXT_ENCODER, UNET
+from library.methods.rates import PartRates
 from library.models.extras import ModelExtras
 from library.models.forms import SaveTarget
 from library.models.save import Precisions, save_model
@@ -36,16 +39,25 @@ class SavedForm:
 class FullModel:
     """The method of train_db.py and fine_tune.py: the U-Net learns, and the text encoder with it where asked.
 
+    Once the text encoder has stopped, captions are encoded outside the computation of gradients, so none of its weights
+    has one. Optimizers leave weights without a gradient alone, with decay and momentum: they keep their bits.
+
     Args:
-        learning_rate: rate of every part.
+        rates: of both parts.
         unused_text_layers: layers of the text encoder that no result depends on (clip skip); they stay as they are.
+        stop_text_encoder_at: it learns in so many updates from the start of the run; 0 and -1 for none, None for all.
     """
 
     def __init__(
-        self, learning_rate: float, trains_text_encoder: bool, unused_text_layers: Sequence[int], saved: SavedForm
+        self,
+        rates: PartRates,
+        trains_text_encoder: bool,
+        unused_text_layers: Sequence[int],
+        saved: SavedForm,
+        stop_text_encoder_at: int | None = None,
     ) -> None:
-        self._learning_rate = learning_rate
-        self._trains_text_encoder = trains_text_encoder
+        self._rates = rates
+        self._stop = _updates_of_text_encoder(trains_text_encoder, stop_text_encoder_at)
         self._unused_text_layers = tuple(unused_text_layers)
         self._saved = saved
         self._models: StableDiffusion | None = None
@@ -65,18 +77,26 @@ class FullModel:
             models.text_encoder.encoder.layers[layer].requires_grad_(False)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group a part."""
+        """One group a part; none for a text encoder that never learns."""
+        rates = self._rates._asdict()
         return [
-            {"params": [p for p in part.parameters() if p.requires_grad], "lr": self._learning_rate, "name": name}
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rates[name], "name": name}
             for name, part in self._parts().items()
         ]
 
     def trains_text_encoder(self, step: int) -> bool:
-        """The whole run or never."""
-        return self._trains_text_encoder
+        """The whole run, never, or up to the update where it stops."""
+        return step < self._stop
+
+    def start_epoch(self) -> None:
+        """Nothing depends on epochs here."""
 
     def before_batch(self, seed: int) -> None:
         """Nothing is drawn here."""
+
+    def after_update(self) -> Mapping[str, float | torch.Tensor]:
+        """Nothing is corrected, nothing is logged."""
+        return {}
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Writes the whole model, the VAE that it was trained with included.
@@ -100,10 +120,17 @@ class FullModel:
     def _parts(self) -> dict[str, nn.Module]:
         """What learns, by name."""
         models = self._attached()
-        names = ("text_encoder", "unet") if self._trains_text_encoder else ("unet",)
+        names = (TEXT_ENCODER, UNET) if self._stop > 0 else (UNET,)
         return {name: getattr(models, name) for name in names}
 
     def _attached(self) -> StableDiffusion:
         if self._models is None:
             raise RuntimeError("attach was not called")
         return self._models
+
+
+def _updates_of_text_encoder(trains_text_encoder: bool, stop_at: int | None) -> float:
+    """In how many updates, from the start of the run, the text encoder learns."""
+    if not trains_text_encoder:
+        return 0
+    return inf if stop_at is None else max(0, stop_at)

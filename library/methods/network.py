@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,66 +13,47 @@ from torch import nn
 
 from library.core.atomic_io import write_whole
 from library.core.errors import UserError
+from library.core.log import get_logger
 from library.core.randomness import seeded_torch
-from library.options.network import NetworkOptions
+from library.methods.base import TEXT_ENCODER
+from library.methods.model_views import text_encoder_view, unet_view
+from library.methods.network_module import (
+    MODULE,
+    check_network_options,
+    import_network_module,
+    is_ours,
+    network_extension,
+    network_in_force,
+    parse_network_args,
+)
+from library.methods.rates import PartRates
+from library.options.network import (
+    NetworkOptions,
+    base_weights_in_force,
+    network_alpha_in_force,
+    network_dim_in_force,
+)
 
 if TYPE_CHECKING:  # this file is imported before a model is wanted, and diffusers takes seconds
     from library.models.stable_diffusion import StableDiffusion
 
+__all__ = ["Network", "check_network_options", "network_extension", "network_in_force"]
 
-def import_network_module(name: str) -> ModuleType:
-    """The module `--network_module` names.
+log = get_logger(__name__)
 
-    Raises:
-        UserError: when it cannot be imported or does not follow the protocol.
-    """
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        fix = "networks.lora is built in; others need their package installed"
-        raise UserError.of(f"cannot import {name}: {error}", "--network_module", fix) from error
-    if not callable(getattr(module, "create_network", None)):
-        raise UserError.of(f"{name} has no create_network", "--network_module", "name a network module")
-    return module
-
-
-def parse_network_args(words: tuple[str, ...]) -> dict[str, str]:
-    """`key=value` words as a dict.
-
-    Raises:
-        UserError: for a word without `=`.
-    """
-    for word in words:
-        if "=" not in word:
-            raise UserError.of(f"{word!r} is not key=value", "--network_args", "write key=value without spaces")
-    return dict(word.split("=", 1) for word in words)
-
-
-def check_network_options(options: NetworkOptions) -> None:
-    """Everything that can be known of the network before a model is loaded. A module may have more to say about its
-    own options in a function `check_options`.
-
-    Raises:
-        UserError: when module, arguments or weights cannot be used.
-    """
-    module = import_network_module(options.network_module)
-    arguments = parse_network_args(options.network_args)
-    weights = Path(options.network_weights) if options.network_weights is not None else None
-    if weights is not None and not weights.is_file():
-        raise UserError.of(f"{weights} is not a file", "--network_weights", "check the path")
-    check = getattr(module, "check_options", None)
-    if check is not None:
-        check(options.network_dim, arguments, weights)
+Views = tuple[nn.Module, nn.Module]  # of the text encoder and of the U-Net
+LimitNorms = Callable[[float, torch.device], tuple[Any, Any, Any]]
 
 
 class Network:
     """The method of train_network.py."""
 
     def __init__(
-        self, options: NetworkOptions, learning_rate: float, seed: int, unused_text_layers: Sequence[int] = ()
+        self, options: NetworkOptions, rates: PartRates, seed: int, unused_text_layers: Sequence[int] = ()
     ) -> None:
         """
         Args:
+            rates: of the network's parts; `asked` is for what belongs to neither.
             unused_text_layers: layers of the text encoder that no result depends on (clip skip). What the network has
                 for them is kept, as readers expect, but does not train.
 
@@ -82,13 +61,17 @@ class Network:
             UserError: when the module or its arguments cannot be used; no model is needed to find out.
         """
         self._options = options
-        self._learning_rate = learning_rate
+        self._rates = rates
         self._seed = seed
         self._unused_text_layers = tuple(unused_text_layers)
         self._module = import_network_module(options.network_module)
         self._arguments = parse_network_args(options.network_args)
         self._network: Any = None
-        self._start_batch: Callable[[int], None] | None = None
+        self._base_networks: list[Any] = []  # what they are attached to may refer to them weakly
+        self._start_epoch: Callable[[], object] = _nothing
+        self._start_step: Callable[[], object] = _nothing
+        self._start_batch: Callable[[int], object] | None = None
+        self._limit_norms: LimitNorms | None = None
 
     @property
     def float32_models(self) -> tuple[str, ...]:
@@ -96,32 +79,84 @@ class Network:
         return ()
 
     def attach(self, models: StableDiffusion) -> nn.Module:
-        """Creates the network, gives it the starting weights if asked, and attaches it to the models."""
+        """Adds the networks that belong to the base model, creates the one to train, gives it the starting weights if
+        asked, and attaches it to the models.
+
+        Raises:
+            UserError: the module refuses its arguments or cannot do what is asked, or a file does not fit.
+        """
         options = self._options
+        views = text_encoder_view(models.text_encoder), unet_view(models.unet)
+        for file, strength in base_weights_in_force(options):
+            self._add_to_base(file, strength, models, views)
+            log.info("part of the base model: %s, strength %g", Path(file).name, strength)
         with seeded_torch(self._seed, "network"):
-            network = self._module.create_network(
-                1.0,
-                options.network_dim,
-                options.network_alpha,
-                models.vae,
-                models.text_encoder,
-                models.unet,
-                neuron_dropout=options.network_dropout,
-                **self._arguments,
-            )
-        network.apply_to(
-            models.text_encoder,
-            models.unet,
-            not options.network_train_unet_only,
-            not options.network_train_text_encoder_only,
-        )
+            network = self._create(models.vae, views)
+        network.apply_to(*views, not options.network_train_unet_only, not options.network_train_text_encoder_only)
         if options.network_weights is not None:
-            network.load_weights(options.network_weights)
+            where = f"--network_weights {options.network_weights}"
+            _refuse_left_over(network.load_weights(options.network_weights), where)
         if hasattr(network, "prepare_grad_etc"):
-            network.prepare_grad_etc(models.text_encoder, models.unet)
-        self._start_batch = getattr(network, "on_batch_start", None)
+            network.prepare_grad_etc(*views)
+        self._probe(network, views)
         self._network = network
         return network
+
+    def _create(self, vae: nn.Module, views: Views) -> Any:
+        """A fresh network, or one with the ranks of the file of `--network_weights`."""
+        options = self._options
+        arguments = {**self._dropout(), **self._arguments}
+        try:
+            if options.dim_from_weights:
+                make = self._module.create_network_from_weights
+                return make(1.0, options.network_weights, vae, *views, **arguments)[0]
+            dim, alpha = network_dim_in_force(options), network_alpha_in_force(options)
+            return self._module.create_network(1.0, dim, alpha, vae, *views, **arguments)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            if is_ours(self._module):
+                raise
+            what = f"{self._module.__name__} refuses: {type(error).__name__}: {error}"
+            raise UserError.of(what, f"{MODULE}, --network_args", "look at the module's own manual") from error
+
+    def _dropout(self) -> dict[str, float]:
+        """`--network_dropout` by the name that the module knows it by: `dropout` in LyCORIS."""
+        options, asked = self._options, self._options.network_dropout
+        if asked is None:
+            return {}
+        if options.dim_from_weights and not is_ours(self._module):  # the protocol has no place for it there
+            fix = "give --network_dim instead of --dim_from_weights, or no --network_dropout"
+            raise UserError.of(f"{self._module.__name__} takes none together with a file", "--network_dropout", fix)
+        known = inspect.signature(self._module.create_network).parameters
+        return {"neuron_dropout" if "neuron_dropout" in known else "dropout": asked}
+
+    def _add_to_base(self, file: str, strength: float, models: StableDiffusion, views: Views) -> None:
+        """Makes a trained network a part of the base model.
+
+        Our own are merged into its weights where they can be. Those of others stay beside it, frozen: the merging of
+        LyCORIS 4.1 ignores the strength, and counts alpha / dim of LoHa and LoKr twice.
+        """
+        network, weights = self._module.create_network_from_weights(
+            strength, file, models.vae, *views, for_inference=True
+        )
+        if is_ours(self._module) and network.is_mergeable():
+            network.merge_to(*views, weights, models.unet.dtype, models.unet.device)
+            return
+        network.apply_to(*views, True, True)
+        _refuse_left_over(network.load_weights(file), f"--base_weights {file}")
+        network.set_multiplier(strength)
+        network.to(models.unet.device, models.unet.dtype).requires_grad_(False).eval()
+        self._base_networks.append(network)
+
+    def _probe(self, network: Any, views: Views) -> None:
+        """What the module has of the optional protocol, asked once."""
+        epoch, step = (getattr(network, name, None) for name in ("on_epoch_start", "on_step_start"))
+        self._start_epoch = _nothing if epoch is None else lambda: epoch(*views)
+        self._start_step = _nothing if step is None else lambda: step(*views)
+        self._start_batch = getattr(network, "on_batch_start", None)
+        self._limit_norms = getattr(network, "apply_max_norm_regularization", None)
+        if self._options.scale_weight_norms is not None and self._limit_norms is None:
+            what = f"a network of {self._module.__name__} cannot limit its norms"
+            raise UserError.of(what, "--scale_weight_norms", "remove it, or use networks.lora")
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The network's groups. Newer modules return (groups, descriptions) and take three rates, older ones two.
@@ -129,20 +164,19 @@ class Network:
         Raises:
             UserError: when nothing is left to train.
         """
-        options = self._options
         prepare = self._network.prepare_optimizer_params
-        rates = [options.text_encoder_lr or self._learning_rate, options.unet_lr or self._learning_rate]
+        rates = [self._rates.text_encoder, self._rates.unet]
         if len(inspect.signature(prepare).parameters) > 2:
-            rates.append(self._learning_rate)
+            rates.append(self._rates.asked)
         answer = prepare(*rates)
         groups, names = answer if isinstance(answer, tuple) else (answer, ())
         if not groups:
-            raise UserError.of("the network has nothing to train", "--network_module", "check the --network_… options")
+            raise UserError.of("the network has nothing to train", MODULE, "check the --network_… options")
         wanted = [group.get("name") or (names[i] if i < len(names) else f"group{i}") for i, group in enumerate(groups)]
         idle = self._without_effect()
         named = [
-            {"lr": self._learning_rate, **group, "params": [p for p in group["params"] if p not in idle], "name": name}
-            for group, name in zip(groups, _distinct(wanted), strict=True)
+            {"lr": self._rates.asked, **group, "params": [p for p in group["params"] if p not in idle], "name": name}
+            for group, name in zip(groups, _distinct([_our_name(name) for name in wanted]), strict=True)
         ]
         learning = [group for group in named if group["params"]]
         if not learning:
@@ -159,17 +193,59 @@ class Network:
         return idle
 
     def trains_text_encoder(self, step: int) -> bool:
-        """The whole run or never."""
-        return not self._options.network_train_unet_only
+        """The whole run or never. A module without anything for the text encoder says so: TRAINS_TEXT_ENCODER."""
+        return not self._options.network_train_unet_only and getattr(self._module, "TRAINS_TEXT_ENCODER", True)
+
+    def start_epoch(self) -> None:
+        """Tells networks that want to know of it."""
+        self._start_epoch()
 
     def before_batch(self, seed: int) -> None:
-        """Hands the batch's seed to networks that draw from one."""
+        """Hands the batch's seed to networks that draw from one. Networks of others draw from torch's global state,
+        which nothing else here does: it begins anew with each batch, so that resuming and processes change nothing."""
+        self._start_step()
         if self._start_batch is not None:
             self._start_batch(seed)
+        elif not is_ours(self._module):
+            torch.manual_seed(seed)
+
+    def after_update(self) -> Mapping[str, float | torch.Tensor]:
+        """Limits the norms where asked (`--scale_weight_norms`); returns what that did."""
+        limit = self._options.scale_weight_norms
+        if limit is None or self._limit_norms is None:
+            return {}
+        device = next(self._network.parameters()).device
+        with torch.no_grad():
+            scaled, mean, largest = self._limit_norms(limit, device)
+        return {"max_norm/keys_scaled": scaled, "max_norm/average_key_norm": mean, "max_norm/max_key_norm": largest}
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Writes the network file, whole or not at all, whatever the module's own way of writing."""
         write_whole(path, lambda temporary: self._network.save_weights(str(temporary), dtype, dict(metadata)))
+
+
+def _nothing() -> None:
+    """Where a module has no such function."""
+
+
+def _our_name(name: str) -> str:
+    """A group's name with the parts as we call them; public modules say "textencoder" as well."""
+    first, blank, rest = name.partition(" ")
+    return f"{TEXT_ENCODER}{blank}{rest}" if first == TEXT_ENCODER.replace("_", "") else name
+
+
+def _refuse_left_over(answer: Any, where: str) -> None:
+    """Modules tell what did not fit as `load_state_dict` does, or as a dict with these two words in its keys.
+
+    Raises:
+        UserError: something of the file has no place in the network, or the other way round.
+    """
+    told = answer if isinstance(answer, Mapping) else getattr(answer, "_asdict", dict)()
+    for mark, what in (("unexpected", "of the file have no place in the network"), ("missing", "are not in the file")):
+        left = [key for name, keys in told.items() if mark in str(name) for key in keys]
+        if left:
+            fix = "use the options that it was made with, or --dim_from_weights"
+            raise UserError.of(f"{len(left)} tensors {what}, for example {left[0]}", where, fix)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Toy-width models of the true layout, with seeded random weights: for tests, demonstrations and trying out options."""
+"""Models with seeded random weights, of toy width or any other: for tests, demonstrations and trying out options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _LOG_VARIANCE = -6.0
 
 
 def make_tiny_model(kind: str, seed: int) -> StableDiffusion:
-    """A random float32 model of toy width, nothing trainable.
+    """A random float32 model of toy width, nothing trainable; see `make_random_model`."""
+    return make_random_model(kind, seed, topology.TOY_WIDTHS[KINDS[kind][0]])
+
+
+def make_random_model(kind: str, seed: int, widths: topology.Widths) -> StableDiffusion:
+    """A random float32 model, nothing trainable.
 
     Each tensor has a generator of its own, named by seed, network and tensor: the same seed gives the same model on
     every machine, and global random state is neither read nor changed.
@@ -34,9 +39,9 @@ def make_tiny_model(kind: str, seed: int) -> StableDiffusion:
     Args:
         kind: "sd1", "sd2" or "sd2_v" (v-prediction).
         seed: any integer.
+        widths: `topology.TOY_WIDTHS` or `topology.FULL_WIDTHS` of the family; full ones take seconds and 4 GiB.
     """
     family, prediction_type = KINDS[kind]
-    widths = topology.TOY_WIDTHS[family]
     sample_size = topology.unet_sample_size(prediction_type, family)
     unet = build_unet(topology.unet_config(family, widths.unet, widths.text, sample_size))
     vae = build_vae(topology.vae_config(family, widths.vae))

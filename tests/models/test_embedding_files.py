@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from library.core.errors import UserError
-from library.models.embedding_files import check_width, read_embedding, text_width, write_embedding
+from library.models.embedding_files import (
+    LAYERS,
+    check_width,
+    read_embedding,
+    read_layered_embedding,
+    text_width,
+    write_embedding,
+    write_layered_embedding,
+)
 from library.models.extras import ModelExtras
 from library.models.files.weights import open_weights
 from library.models.forms import SaveTarget
@@ -78,7 +86,10 @@ def test_files_of_diffusers_are_read(tmp_path: Path) -> None:
     ("tensors", "message"),
     [
         ({"lora_unet_a.lora_down.weight": torch.ones(4, 8)}, "this is a LoRA, no embedding"),
-        ({"IN01": torch.ones(1, 768), "MID": torch.ones(1, 768)}, "an Extended Textual Inversion embedding, with 2"),
+        (
+            {"IN01": torch.ones(1, 768), "MID": torch.ones(1, 768)},
+            "Extended Textual Inversion, with vectors for each layer",
+        ),
         ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "embedding for SDXL, with 2"),
         ({"emb_params": torch.ones(2, 3, 768)}, r"its tensor has the shape \(2, 3, 768\)"),
         ({"emb_params": torch.ones(0, 768)}, r"its tensor has the shape \(0, 768\)"),
@@ -104,3 +115,61 @@ def test_the_width_of_a_model_is_told_by_its_files(tmp_path: Path, tiny_models: 
     check_width(torch.ones(1, width), tmp_path / "zu.pt", identity)
     with pytest.raises(UserError, match=rf"zu.pt: its vectors have 768 numbers, and those of m .* have {width}"):
         check_width(VECTORS, tmp_path / "zu.pt", identity)
+
+
+OF_LAYERS = torch.randn(16 * 3, 768, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["zu.safetensors", "zu.pt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_vectors_of_layers_are_written_and_read(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    path = tmp_path / name
+    write_layered_embedding(path, OF_LAYERS, dtype, {"ss_steps": "3"})
+    theirs = load_file(str(path)) if name.endswith("safetensors") else torch.load(path, weights_only=True)
+    names = [
+        "IN01",
+        "IN02",
+        "IN04",
+        "IN05",
+        "IN07",
+        "IN08",
+        "MID",
+        "OUT03",
+        "OUT04",
+        "OUT05",
+        "OUT06",
+        "OUT07",
+        "OUT08",
+        "OUT09",
+        "OUT10",
+        "OUT11",
+    ]
+    assert sorted(theirs) == names
+    for number, layer in enumerate(names):
+        assert theirs[layer].dtype == dtype
+        assert torch.equal(theirs[layer], OF_LAYERS[3 * number : 3 * number + 3].to(dtype))
+    assert torch.equal(read_layered_embedding(path), OF_LAYERS.to(dtype).float())
+    with pytest.raises(UserError, match="train with --xti as well"):
+        read_embedding(path)
+
+
+def test_an_ordinary_embedding_is_given_to_every_layer(tmp_path: Path) -> None:
+    write_embedding(tmp_path / "zu.pt", VECTORS, torch.float32, {})
+    assert torch.equal(read_layered_embedding(tmp_path / "zu.pt"), VECTORS.repeat(16, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"MID": None}, "not those of Stable Diffusion: MID missing"),
+        ({"IN03": torch.ones(1, 768)}, "IN03 too many"),
+        ({"OUT11": torch.ones(2, 768)}, "different numbers of vectors"),
+        ({"OUT11": torch.ones(1, 1024)}, "different numbers of vectors"),
+        ({"OUT11": torch.full((1, 768), float("inf"))}, "not finite"),
+    ],
+)
+def test_layers_that_do_not_fit_are_told(tmp_path: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
+    tensors = {**dict.fromkeys(LAYERS, torch.ones(1, 768)), **change}
+    save_file({name: value.clone() for name, value in tensors.items() if value is not None}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_layered_embedding(tmp_path / "x.safetensors")
