@@ -16,11 +16,15 @@ from library.core.sizes import Size
 from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, file_hash, legacy_hash
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
+from library.options.memory import MemoryOptions
 from library.options.network import NetworkOptions
+from library.options.objective import ObjectiveOptions
+from library.options.optimizer import OptimizerOptions
 from library.options.text import TextOptions
-from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.options.training import OutputOptions, TrainingOptions
 
 SPEC_VERSION = "1.0.1"
+_VARIOUS = "Dynamic"  # what public tools write for ranks that differ from layer to layer
 # what stands behind the architecture's name, and whose code reads the file's tensor names
 LORA_KIND, CHECKPOINT_KIND = "/lora", ""
 _IMPLEMENTATIONS = {LORA_KIND: "diffusers", CHECKPOINT_KIND: "https://github.com/Stability-AI/generative-models"}
@@ -140,28 +144,58 @@ def training_values(training: TrainingOptions, optimizer: OptimizerOptions, outp
         "ss_output_name": output.output_name,
         "ss_training_comment": output.training_comment,
         "ss_learning_rate": optimizer.learning_rate,
-        "ss_lr_scheduler": optimizer.lr_scheduler,
-        "ss_lr_warmup_steps": 0,
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
         "ss_mixed_precision": training.mixed_precision,
-        "ss_full_fp16": False,
         "ss_max_grad_norm": training.max_grad_norm,
         "ss_seed": training.seed,
-        "ss_noise_offset": None,
-        "ss_multires_noise_iterations": None,
-        "ss_multires_noise_discount": None,
-        "ss_adaptive_noise_scale": None,
-        "ss_min_snr_gamma": None,
+    }
+
+
+def objective_values(objective: ObjectiveOptions) -> dict[str, Any]:
+    """`ss_*` keys taken from the options of noise and loss; None stands for what is not used."""
+    has_threshold = objective.loss_type in ("huber", "smooth_l1")
+    return {
+        "ss_noise_offset": objective.noise_offset,
+        "ss_noise_offset_random_strength": objective.noise_offset_random_strength,
+        "ss_adaptive_noise_scale": objective.adaptive_noise_scale,
+        "ss_multires_noise_iterations": objective.multires_noise_iterations,
+        "ss_multires_noise_discount": objective.multires_noise_discount
+        if objective.multires_noise_iterations
+        else None,
+        "ss_ip_noise_gamma": objective.ip_noise_gamma,
+        "ss_ip_noise_gamma_random_strength": objective.ip_noise_gamma_random_strength,
+        "ss_min_snr_gamma": objective.min_snr_gamma,
+        "ss_scale_v_pred_loss_like_noise_pred": objective.scale_v_pred_loss_like_noise_pred,
+        "ss_v_pred_like_loss": objective.v_pred_like_loss,
+        "ss_debiased_estimation": objective.debiased_estimation_loss,
+        "ss_zero_terminal_snr": objective.zero_terminal_snr,
+        "ss_loss_type": objective.loss_type,
+        "ss_huber_schedule": objective.huber_schedule if has_threshold else None,
+        "ss_huber_c": objective.huber_c if has_threshold else None,
+        "ss_huber_scale": objective.huber_scale if has_threshold else None,
+        "ss_min_timestep": objective.min_timestep,
+        "ss_max_timestep": objective.max_timestep,
+        "ss_masked_loss": objective.masked_loss,
+    }
+
+
+def memory_values(memory: MemoryOptions) -> dict[str, Any]:
+    """`ss_*` keys taken from the options of memory and speed."""
+    return {
+        "ss_full_fp16": memory.full_fp16,
+        "ss_full_bf16": memory.full_bf16,
+        "ss_lowram": memory.lowram,
+        "ss_fused_backward_pass": memory.fused_backward_pass,
     }
 
 
 def network_values(network: NetworkOptions) -> dict[str, Any]:
-    """`ss_*` keys taken from the network's options."""
+    """`ss_*` keys taken from the network's options in force; without a rank there are several."""
     return {
         "ss_network_module": network.network_module,
-        "ss_network_dim": network.network_dim,
-        "ss_network_alpha": network.network_alpha,
+        "ss_network_dim": _VARIOUS if network.network_dim is None else network.network_dim,
+        "ss_network_alpha": _VARIOUS if network.network_alpha is None else network.network_alpha,
         "ss_network_dropout": network.network_dropout,
         "ss_network_args": {name: _without_folder(value) for name, value in _pairs(network.network_args)},
     }

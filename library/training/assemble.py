@@ -20,36 +20,43 @@ from library.core.log import get_logger, start_logging
 from library.core.randomness import derived_seed
 from library.data.dataset import TrainingDataset, make_loader
 from library.data.planner import Planner, RequestStream
+from library.data.validation import ValidationDataset
 from library.data.views import Drawing, Views
+from library.diffusion.noise import NoiseSource
 from library.diffusion.objective import Objective
-from library.diffusion.schedule import NUM_TRAIN_TIMESTEPS
-from library.methods.base import Method
+from library.methods.base import TEXT_ENCODER, UNET, Method
+from library.models.attention import choose_attention, compile_unet
 from library.models.checkpointing import enable_gradient_checkpointing
-from library.models.files.mapped import give_own_memory
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
-from library.optim.optimizers import make_optimizer
+from library.optim.optimizers import describe_optimizer, eval_mode, make_optimizer, optimizer_name, rates_in_force
 from library.optim.schedulers import make_scheduler
-from library.text.encoder import CaptionEncoder
+from library.optim.stepping import FusedBackward, describe_stepping, learns_in_low_precision, make_stepping
+from library.options.objective import ObjectiveOptions
 from library.text.tokenizer import CaptionTokenizer
 from library.training.caching import make_latent_store, make_text_store, worker_count
+from library.training.ema import Ema
 from library.training.facts import base_facts, saved_metadata
 from library.training.guards import WATCHED_UPDATES, GradientWatch, refuse_non_finite
 from library.training.latents import LatentEncoder
+from library.training.loading import load_in_turn, place
 from library.training.methods import (
     fetch_base_model,
     load_models,
+    make_caption_encoder,
     make_method,
     make_tokenizer,
     save_dtype,
     tracker_name,
 )
-from library.training.preflight import check_space_again
+from library.training.out_of_memory import explained_out_of_memory
+from library.training.output_checks import check_space_again
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
 from library.training.run import EmbeddingRun, FullModelRun, Run
 from library.training.runtime import end_runtime, prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
+from library.training.validation import make_validation, plain_objective, validation_draws
 
 log = get_logger(__name__)
 
@@ -57,7 +64,7 @@ log = get_logger(__name__)
 def train(run: Run) -> None:
     """Builds, trains and saves what preflight found to be in order."""
     options = run.options
-    accelerator = start_runtime(options.training.mixed_precision)
+    accelerator = start_runtime(options.training.mixed_precision, options.memory.full_fp16, _part_rests(run))
     start_logging(accelerator.is_main_process)
     started_at = time.time()
     hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
@@ -68,18 +75,21 @@ def train(run: Run) -> None:
     base = hashing.submit(base_facts, run.base) if accelerator.is_main_process else None
 
     log.info("loading %s", run.base.identity.name)
-    learner = load_learner(run, accelerator.device)
-    planner = make_planner(run, accelerator.num_processes)
-    plan = plan_run(planner, options.training.max_train_steps, options.training.max_train_epochs)
-    for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
-        log.info(line)
-    trainer = build_trainer(run, accelerator, learner, planner, plan)
-    try:
-        trainer.run()
-    finally:
-        if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
-            trainer.log.drain()
-        trainer.log.close()
+    with explained_out_of_memory(run):
+        learner = load_in_turn(accelerator, options.memory.lowram, lambda: load_learner(run, accelerator.device))
+        planner = make_planner(run, accelerator.num_processes)
+        plan = plan_run(planner, options.training.max_train_steps, options.training.max_train_epochs)
+        for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
+            log.info(line)
+        trainer = build_trainer(run, accelerator, learner, planner, plan)
+        for line in [*describe_optimizer(options.optimizer, trainer.optimizer), *describe_stepping(trainer.optimizer)]:
+            log.info(line)
+        try:
+            trainer.run()
+        finally:
+            if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
+                trainer.log.drain()
+            trainer.log.close()
     if base is not None:
         finished = _Finished(started_at, time.time(), base.result())
         _save(run, trainer, learner, finished)
@@ -123,18 +133,19 @@ def load_learner(run: Run, device: torch.device) -> Learner:
     loaded_dtype = models.unet.dtype
     method = make_method(run, models)
     weight_dtype = dtype_of(options.training.mixed_precision)
-    for name in ("unet", "text_encoder"):
-        # smaller formats lose updates that are small beside the weight
-        dtype = torch.float32 if name in method.float32_models else weight_dtype
-        nn.Module.to(getattr(models, name), device, dtype)  # the subclasses' own `to` does the same and logs about it
-    for part in (models.unet, models.text_encoder, models.vae):
-        give_own_memory(part)
+    learning_dtype = weight_dtype if learns_in_low_precision(options.memory) else torch.float32
+    learning = {UNET} | ({TEXT_ENCODER} if method.trains_text_encoder(0) else set())
+    # what is saved and does not learn keeps all its digits, whatever the format of what learns
+    held = {part: learning_dtype if part in learning else torch.float32 for part in method.float32_models}
+    place(models, device, {part: held.get(part, weight_dtype) for part in (UNET, TEXT_ENCODER)})
+    choose_attention(models.unet, options.memory)
     network = method.attach(models)
     if network is not None:
-        network.to(device)
+        network.to(device, learning_dtype)
         network.train()
     if options.training.gradient_checkpointing:
         enable_gradient_checkpointing(models, with_text_encoder=method.trains_text_encoder(0))
+    compile_unet(models.unet, options.memory)
     return Learner(models, method, network, make_tokenizer(run), method.param_groups(), loaded_dtype)
 
 
@@ -144,17 +155,15 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
     encode_latents = LatentEncoder(models.vae, accelerator.device, options.caching.vae_precision)
     views, latents = make_latent_store(run, make_views(run, plan), encode_latents, accelerator)
     texts = make_text_store(run, learner.tokenizer, models.text_encoder, accelerator)
-    dataset = TrainingDataset(views, learner.tokenizer, latents, texts)
-    objective = Objective(
-        models.unet,
-        models.text_encoder if texts is None else None,
-        CaptionEncoder(options.text),
-        learner.network,
-        run.base.prediction_type,
-        VAE_SCALING_FACTOR,
-    )
+    source = NoiseSource(options.training.seed, options.objective)
+    dataset = TrainingDataset(views, learner.tokenizer, source, latents, texts)
+    objective = make_objective(run, learner, options.objective, encodes_captions=texts is None)
+    held_out = ValidationDataset(views, validation_draws(run), learner.tokenizer, latents, texts)
+    unweighted = make_objective(run, learner, plain_objective(options.objective), encodes_captions=texts is None)
     optimizer = make_optimizer(options.optimizer, learner.groups)
-    scheduler = make_scheduler(options.optimizer.lr_scheduler, optimizer)
+    optimizer = make_stepping(optimizer, options.memory, options.training.seed)
+    fused = FusedBackward(optimizer) if options.memory.fused_backward_pass else None
+    scheduler = make_scheduler(options.optimizer, optimizer, plan.total_updates)
     stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
     prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
     return Trainer(
@@ -170,6 +179,22 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
         plan=plan,
         max_grad_norm=options.training.max_grad_norm or inf,
         seed=options.training.seed,
+        fused=fused,
+        validation=make_validation(run, plan, unweighted, held_out, encode_latents, accelerator),
+        ema=Ema(learner.groups, options.validation.ema_decay) if options.validation.ema else None,
+    )
+
+
+def make_objective(run: Run, learner: Learner, options: ObjectiveOptions, encodes_captions: bool) -> Objective:
+    """The objective over the models of a run; captions come encoded where it does not encode them."""
+    return Objective(
+        learner.models.unet,
+        learner.models.text_encoder if encodes_captions else None,
+        make_caption_encoder(run),
+        learner.network,
+        run.base.prediction_type,
+        VAE_SCALING_FACTOR,
+        options,
     )
 
 
@@ -194,9 +219,13 @@ def make_views(run: Run, plan: RunPlan) -> Views:
         variants=options.data.augmentation_variants,
         redraws_latents=options.caching.cache_latent_distribution,
         total_steps=plan.total_updates,
-        num_timesteps=NUM_TRAIN_TIMESTEPS,
     )
     return Views(run.index, run.placements, drawing)
+
+
+def _part_rests(run: Run) -> bool:
+    """Whether a part that trains is left out of the computation at some updates."""
+    return isinstance(run, FullModelRun) and run.text_encoder_stops is not None and run.text_encoder_stops > 0
 
 
 def _watch(run: Run, groups: list[dict[str, Any]], objective: nn.Module, plan: RunPlan) -> GradientWatch:
@@ -225,20 +254,36 @@ def _tensorboard_folder(run: Run) -> Path | None:
     return Path(run.options.output.logging_dir) / f"{run.options.output.log_prefix or ''}{stamp}" / tracker_name(run)
 
 
+def _rates_told(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rate of each part: the one that the schedule began with, or the one that the optimizer found itself."""
+    found = rates_in_force(optimizer)
+    return {
+        group["name"]: group.get("initial_lr", group["lr"])
+        if found[group["name"]] is group["lr"]
+        else float(found[group["name"]])
+        for group in optimizer.param_groups
+    }
+
+
 def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> None:
-    """Writes the trained file with its metadata; weights that are not finite are never written."""
-    plan, groups = trainer.plan, trainer.optimizer.param_groups
-    refuse_non_finite(groups)
+    """Writes the trained file with its metadata, and its running average; weights that are not finite are never
+    written."""
+    plan = trainer.plan
+    eval_mode(trainer.optimizer)
+    refuse_non_finite(trainer.optimizer.param_groups)
     facts = RunFacts(
         session_id=derived_seed(int(finished.started_at * 1000), 0, "", "session") >> 32,
         started_at=finished.started_at,
         finished_at=finished.finished_at,
-        rates={group["name"]: group["lr"] for group in groups},
-        optimizer=f"{type(trainer.optimizer.optimizer).__module__}.{type(trainer.optimizer.optimizer).__name__}",
+        rates=_rates_told(trainer.optimizer),
+        optimizer=optimizer_name(run.options.optimizer),
         epochs=plan.epochs,
         max_steps=plan.total_updates,
         epoch=trainer.progress.epoch + 1,
         step=trainer.progress.step,
     )
-    metadata = saved_metadata(run, plan, finished.base, facts)
-    trainer.method.save(run.files.result, save_dtype(run, learner.loaded_dtype), metadata)
+    metadata, dtype = saved_metadata(run, plan, finished.base, facts), save_dtype(run, learner.loaded_dtype)
+    trainer.method.save(run.files.result, dtype, metadata)
+    if trainer.ema is not None and run.files.average is not None:
+        with trainer.ema.swapped():
+            trainer.method.save(run.files.average, dtype, metadata)

@@ -19,20 +19,23 @@ from library.checkpoint.metadata import (
     data_values,
     file_facts,
     is_hash_key,
+    memory_values,
     model_values,
     modelspec_values,
     network_values,
+    objective_values,
     run_values,
     text_values,
     training_values,
     vae_values,
 )
 from library.core.sizes import Size
-from library.data.description.config import SubsetConfig
+from library.data.description.config import DatasetConfig, SubsetConfig
 from library.data.facts import as_written, bucket_info, dataset_dirs, folder_name, reg_dataset_dirs, tag_frequency
 from library.data.planner import Planner
 from library.data.uses import Samples
 from library.models.forms import EXTENSIONS
+from library.optim.schedulers import scheduler_name, warmup_updates
 from library.training.progress import RunPlan
 from library.training.run import BaseModel, EmbeddingRun, NetworkRun, Run
 
@@ -77,7 +80,7 @@ def _title(run: Run) -> str:
 def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
     """All `ss_*` and `modelspec.*` values of what was trained, as texts."""
     options, title = run.options, _title(run)
-    facts = replace(facts, rates=_rates_of_parts(run, facts.rates), optimizer=_optimizer_in_force(run, facts.optimizer))
+    facts = replace(facts, rates=_rates_of_parts(run, facts.rates))
     kind = LORA_KIND if isinstance(run, NetworkRun) else CHECKPOINT_KIND
     spec = modelspec_values(base, kind, title, run.index.datasets[0].resolution, facts.finished_at)
     if isinstance(run, EmbeddingRun):
@@ -85,6 +88,10 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
     return text_values(
         {
             **training_values(options.training, options.optimizer, options.output),
+            "ss_lr_scheduler": scheduler_name(options.optimizer),
+            "ss_lr_warmup_steps": warmup_updates(options.optimizer, plan.total_updates),
+            **objective_values(options.objective),
+            **memory_values(options.memory),
             **(network_values(run.network) if isinstance(run, NetworkRun) else {}),
             **data_values(options.data, options.caching),
             **model_values(base),
@@ -97,25 +104,16 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
 
 
 def _rates_of_parts(run: Run, rates: Mapping[str, float]) -> dict[str, float]:
-    """The rates by part. Public modules name their groups text_encoder, textencoder, unet, unet plus and the like, or,
-    in the older style, not at all: then the rates are those the module was asked to train at."""
-    found: dict[str, float] = {}
-    for name, rate in rates.items():
-        for part in _PARTS:
-            if name.replace("_", "").startswith(part.replace("_", "")):
-                found.setdefault(part, rate)
-    if found or not isinstance(run, NetworkRun):
+    """The rates by part. A network may split a part into groups with rates of their own, or, in the older style, give
+    its groups no names: then the rates are those the module was asked to train at."""
+    found = {part: rates[part] for part in _PARTS if part in rates}
+    splits = any(name not in _PARTS for name in rates)
+    if (found and not splits) or not isinstance(run, NetworkRun):
         return found
-    network, rate = run.network, run.options.learning_rate
-    asked = {"text_encoder": network.text_encoder_lr or rate, "unet": network.unet_lr or rate}
+    network, part_rates = run.network, run.options.rates
+    asked = {"text_encoder": part_rates.text_encoder, "unet": part_rates.unet}
     trains = {"text_encoder": not network.network_train_unet_only, "unet": not network.network_train_text_encoder_only}
     return {part: asked[part] for part in _PARTS if trains[part]}
-
-
-def _optimizer_in_force(run: Run, name: str) -> str:
-    """The optimizer's class, with the arguments it was given behind it."""
-    arguments = run.options.optimizer.optimizer_args
-    return f"{name}({','.join(arguments)})" if arguments else name
 
 
 def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _dataset_values(run: Run, plan: RunPlan) -> dict[str, Any]:
         "ss_bucket_info": bucket_info(index, run.placements, _uses_of_first_epoch(run)),
     }
     if run.options.data.dataset_config is not None:
-        values["ss_datasets"] = json.dumps([_dataset_summary(run, number) for number in range(len(index.datasets))])
+        values["ss_datasets"] = json.dumps([_dataset_summary(dataset) for dataset in index.training_datasets])
     return values
 
 
@@ -156,8 +154,7 @@ def _uses_of_first_epoch(run: Run) -> Samples:
     return Planner(run.index, run.placements, batch_sizes, run.options.training.seed).epoch_samples(0)
 
 
-def _dataset_summary(run: Run, number: int) -> dict[str, Any]:
-    dataset = run.index.datasets[number]
+def _dataset_summary(dataset: DatasetConfig) -> dict[str, Any]:
     return {
         "batch_size_per_device": dataset.batch_size,
         "resolution": list(dataset.resolution),
@@ -184,6 +181,7 @@ def _changes(subset: SubsetConfig) -> dict[str, Any]:
         "random_crop": augmentations.random_crop,
         "face_crop_aug_range": list(augmentations.face_crop_range) if augmentations.face_crop_range else None,
         "alpha_mask": subset.alpha_mask,
+        "conditioning_data_dir": subset.conditioning_data_dir.name if subset.conditioning_data_dir else None,
         "loss_weight": subset.loss_weight,
         "shuffle_caption": changes.shuffle,
         "keep_tokens": changes.keep_tokens,

@@ -1,16 +1,20 @@
-"""Stops a run whose parts do not learn although they were asked to."""
+"""Stops a run whose parts do not learn although they were asked to, or whose numbers are none any more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from library.core.errors import UserError
+from library.core.wording import some_of
 
 WATCHED_UPDATES = 3  # LoRA's down matrices have zero gradients at the first update, its up matrices do not
+# The fp16 scaler begins at 65536 and halves at each update that it leaves out: after so many in a row it is below 1.
+MOST_SKIPPED = 20
+_FILES_TOLD = 4
 
 
 @dataclass
@@ -28,9 +32,13 @@ class GradientWatch:
     updates: int = WATCHED_UPDATES
     _moved: set[str] = field(default_factory=set)
     _updates: int = 0
+    _skipped: int = 0
 
-    def observe(self) -> None:
+    def observe(self, resting: Collection[str] = ()) -> None:
         """Called with the gradients of an update in place, before they are applied.
+
+        Args:
+            resting: parts that do not learn at this update.
 
         Raises:
             UserError: when a parameter is outside the computation, or a part had no gradient in all watched updates.
@@ -38,21 +46,49 @@ class GradientWatch:
         if self._updates >= self.updates:
             return
         self._updates += 1
-        self._refuse_disconnected()
-        for component, parameters in self.components.items():
+        learning = {name: parameters for name, parameters in self.components.items() if name not in resting}
+        self._refuse_disconnected(learning)
+        for component, parameters in learning.items():
             if component not in self._moved and any(bool(p.grad.any()) for p in parameters if p.grad is not None):
                 self._moved.add(component)
-        still = [component for component in self.components if component not in self._moved]
+        still = [component for component in learning if component not in self._moved]
         if still and self._updates == self.updates:
-            raise UserError.of(
-                f"{' and '.join(still)} should train but received no gradient in the first {self.updates} updates"
-                f" (for example {self.names.get(self.components[still[0]][0], '?')})",
-                "training",
-                "nothing was saved; check the rates and options of that part, or report this as a bug",
-            )
+            raise self._without_gradient(still)
 
-    def _refuse_disconnected(self) -> None:
-        for component, parameters in self.components.items():
+    def observe_idle(self, idle: Sequence[str]) -> None:
+        """The same where gradients are applied in the backward pass and gone after it.
+
+        Args:
+            idle: the parts that received no gradient so far.
+
+        Raises:
+            UserError: when there are such parts after all watched updates.
+        """
+        self._updates += 1
+        if idle and self._updates == self.updates:
+            raise self._without_gradient(idle)
+
+    def _without_gradient(self, parts: Sequence[str]) -> UserError:
+        return UserError.of(
+            f"{' and '.join(parts)} should train but received no gradient in the first {self.updates} updates"
+            f" (for example {self.names.get(self.components[parts[0]][0], '?')})",
+            "training",
+            "nothing was saved; check the rates and options of that part, or report this as a bug",
+        )
+
+    def count_skipped(self, was_skipped: bool, files: Sequence[str], step: int) -> None:
+        """Counts updates that the fp16 scaler left out, in a row.
+
+        Raises:
+            UserError: there are too many: no scale would help.
+        """
+        self._skipped = self._skipped + 1 if was_skipped else 0
+        if self._skipped >= MOST_SKIPPED:
+            what = f"the gradients of the last {MOST_SKIPPED} updates, up to update {step + 1}, overflowed in fp16"
+            raise _not_finite(what, files)
+
+    def _refuse_disconnected(self, learning: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        for component, parameters in learning.items():
             lost = [self.names.get(p, "?") for p in parameters if p.grad is None]
             if lost:
                 raise UserError.of(
@@ -61,6 +97,32 @@ class GradientWatch:
                     "training",
                     "nothing was saved; the network module does not fit this model, or this is a bug to report",
                 )
+
+
+def refuse_non_finite_update(loss: Tensor, grad_norm: Tensor, files: Sequence[str], step: int) -> None:
+    """Stops before an update that would spoil the weights. One number is read from the device.
+
+    Args:
+        files: the pictures of the update, for the message.
+        step: updates done before.
+
+    Raises:
+        UserError: loss or gradients are not finite.
+    """
+    if bool((loss.detach() + grad_norm).isfinite()):
+        return
+    wrong = "loss is" if not bool(loss.isfinite()) else "gradients are"
+    raise _not_finite(f"the {wrong} no longer finite at update {step + 1}", files)
+
+
+def _not_finite(what: str, files: Sequence[str]) -> UserError:
+    names = some_of(list(files[:_FILES_TOLD]), len(files))
+    return UserError.of(
+        f"{what}; its pictures: {names}",
+        "training",
+        "the weights were not changed by it, and earlier files are as they were; look at these pictures, lower the"
+        " learning rate, or with fp16 try bf16",
+    )
 
 
 def refuse_non_finite(groups: Sequence[Mapping[str, Any]]) -> None:

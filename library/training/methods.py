@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from library.core.device import dtype_of
+from library.diffusion.objective import EncodeTokens
 from library.methods.base import Method
-from library.methods.embedding import Embedding, start_vectors
+from library.methods.embedding import Embedding, LayeredCaptions, LayeredEmbedding, start_vectors
 from library.methods.full_model import FullModel, SavedForm
 from library.methods.network import Network
 from library.models.extras import read_extras
@@ -18,7 +19,7 @@ from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.stable_diffusion import StableDiffusion
 from library.models.vae_source import load_vae
-from library.text.encoder import unused_layers
+from library.text.encoder import CaptionEncoder, unused_layers
 from library.text.tokenizer import CaptionTokenizer
 from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, Run
 
@@ -28,17 +29,26 @@ def make_method(run: Run, models: StableDiffusion) -> Method:
     options = run.options
     unused = unused_layers(models.text_encoder, options.text.clip_skip)
     if isinstance(run, NetworkRun):
-        return Network(run.network, options.learning_rate, options.training.seed, unused)
+        return Network(run.network, options.rates, options.training.seed, unused)
     if isinstance(run, FullModelRun):
         vae_dtype = saved_precision(run.saving.save_vae_precision, models.vae.dtype, run.form)
         # in memory: hours later the file may be gone, or be the very one that is replaced
         extras = read_extras(run.base.identity).without_ema().loaded()
         saved = SavedForm(run.form, vae_dtype, extras)
-        return FullModel(options.learning_rate, run.trains_text_encoder, unused, saved)
+        return FullModel(options.rates, run.trains_text_encoder, unused, saved, run.text_encoder_stops)
     if isinstance(run, EmbeddingRun):
         table = models.text_encoder.embeddings.token_embedding.weight
-        return Embedding(start_vectors(run.word.start, table, options.training.seed), options.learning_rate)
+        kind = LayeredEmbedding if run.word.layered else Embedding
+        return kind(start_vectors(run.word.start, table, options.training.seed), options.rates.asked)
     raise TypeError(type(run).__name__)
+
+
+def make_caption_encoder(run: Run) -> EncodeTokens:
+    """What makes text states of a batch's captions."""
+    encode = CaptionEncoder(run.options.text)
+    if isinstance(run, EmbeddingRun) and run.word.layered:
+        return LayeredCaptions(encode, run.word.alias.count)
+    return encode
 
 
 def make_tokenizer(run: Run) -> CaptionTokenizer:

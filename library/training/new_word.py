@@ -20,7 +20,7 @@ from library.data.facts import is_always_empty
 from library.data.index.index import ImageIndex
 from library.data.index.texts import TextsBuilder
 from library.methods.embedding import StartVectors
-from library.models.embedding_files import check_width, read_embedding
+from library.models.embedding_files import LAYERS, check_width, read_embedding, read_layered_embedding
 from library.models.identify import ModelIdentity
 from library.options.embedding import EmbeddingOptions
 from library.options.text import CHUNK_TOKENS, LONGEST, TextOptions
@@ -46,6 +46,11 @@ class NewWord:
     notes: tuple[str, ...]
     template: str | None = None
 
+    @property
+    def layered(self) -> bool:
+        """Whether each cross-attention layer of the U-Net has vectors of its own (XTI)."""
+        return self.start.layers > 1
+
 
 def check_new_word(options: EmbeddingOptions, identity: ModelIdentity | None, problems: Problems) -> NewWord | None:
     """The word, and where its vectors start; None, with the mistakes gathered, where it cannot be used.
@@ -66,8 +71,9 @@ def check_new_word(options: EmbeddingOptions, identity: ModelIdentity | None, pr
         problems.add(f"CLIP reads nothing in {options.init_word!r}", "--init_word", "give a word")
     if len(problems) > before:
         return None
-    count = options.num_vectors_per_token or (1 if vectors is None else len(vectors))
-    start = StartVectors(count, vectors, ids)
+    layers = len(LAYERS) if options.xti else 1
+    count = options.num_vectors_per_token or (1 if vectors is None else len(vectors) // layers)
+    start = StartVectors(count, vectors, ids, layers)
     return NewWord(Alias(word, count), start, (_start_line(options, start),), template_of(options))
 
 
@@ -76,21 +82,22 @@ def _read_vectors(options: EmbeddingOptions, identity: ModelIdentity | None, pro
         return None
     path, asked = Path(options.weights), options.num_vectors_per_token
     try:
-        vectors = read_embedding(path)
+        vectors = read_layered_embedding(path) if options.xti else read_embedding(path)
         if identity is not None:
             check_width(vectors, path, identity)
     except UserError as error:
         problems.extend(error.problems)
         return None
-    if asked is not None and asked != len(vectors):
-        what = f"{path} holds {len(vectors)} vectors, not {asked}"
+    held = len(vectors) // len(LAYERS) if options.xti else len(vectors)
+    if asked is not None and asked != held:
+        what = f"{path} holds {held} vectors, not {asked}"
         problems.add(what, "--weights, --num_vectors_per_token", "leave --num_vectors_per_token out")
     return vectors
 
 
 def _start_line(options: EmbeddingOptions, start: StartVectors) -> str:
     many = "1 vector" if start.count == 1 else f"{start.count} vectors"
-    line = f"new word: {options.token_string}, {many}"
+    line = f"new word: {options.token_string}, {many}{f' for each of {len(LAYERS)} layers' if options.xti else ''}"
     if options.weights is not None:
         return f"{line}, going on from {options.weights}"
     if options.init_word is None:
@@ -200,6 +207,8 @@ def check_word_in_captions(
     own, reg = {place: _Pictures() for place in _Place}, {place: _Pictures() for place in _Place}
     rows = zip(index.subset.tolist(), index.is_reg.tolist(), index.captions, strict=True)
     for record, (number, is_reg, caption) in enumerate(rows):
+        if index.folders[number].is_validation:
+            continue
         place = search.place_in(caption, index.folders[number].caption_changes)
         (reg if is_reg else own)[place].add(index, record)
         if search.tokenised > _MOST_TOKENISED and own[_Place.READ].count:

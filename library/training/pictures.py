@@ -11,13 +11,17 @@ from library.core.wording import some_of
 from library.data.augment import Face, face_of
 from library.data.cache.cache_checks import check_disk_cache, check_text_disk_cache
 from library.data.description.config import Description, read_description
+from library.data.held_out import WHOLE, hold_out
 from library.data.index.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
 from library.data.uses import check_uses
 from library.options.caching import TEXT_CACHE_FLAG, CachingOptions
 from library.options.data import DataOptions
+from library.options.reg_images import RegImageOptions
 from library.options.text import TextOptions
+from library.options.validation import seed_of_validation
 from library.training.caption_checks import check_captions, check_losses
+from library.training.reg_images import check_reg_images, notes_of, without_empty_folders
 
 _NAMES_TOLD = 3
 
@@ -32,12 +36,20 @@ class Pictures:
 
 
 def check_pictures(
-    data: DataOptions, caching: CachingOptions, text: TextOptions, max_train_steps: int | None = None
+    data: DataOptions,
+    caching: CachingOptions,
+    text: TextOptions,
+    max_train_steps: int | None = None,
+    reg_images: RegImageOptions = RegImageOptions(),  # noqa: B008  # frozen
+    seed: int = 0,
 ) -> Pictures:
-    """Finds, opens and places every picture.
+    """Finds, opens and places every picture, and holds out those that are for validation.
 
     Args:
         max_train_steps: the length of the run in updates, where it is known.
+        reg_images: where class images are to be generated, folders that still wait for them may be empty; they are in
+            the description and not in the index.
+        seed: of the run.
 
     Raises:
         UserError: with everything that is wrong with them, their description and their options.
@@ -45,12 +57,16 @@ def check_pictures(
     problems = Problems()
     description = read_description(data, problems)
     check_fixed_uses(description, data, caching, problems)
+    check_reg_images(description, reg_images, problems)
     # pictures are looked at even when their description has mistakes: a broken one should be known at once
     try:
-        index = build_index(description, data.prior_loss_weight, data.bad_images)
+        there = without_empty_folders(description, reg_images)
+        index = build_index(there, data.prior_loss_weight, data.bad_images)
     except UserError as error:
         problems.extend(error.problems)
         raise UserError(problems) from None
+    problems.raise_if_any()
+    index = hold_out(index, seed_of_validation(data, seed), problems)
     problems.raise_if_any()
     _check_masks(index, problems)
     check_uses(index, problems)
@@ -58,6 +74,7 @@ def check_pictures(
         *_check_faces(index, problems),
         *check_captions(index, max_train_steps, problems),
         *check_losses(index, data.prior_loss_weight, problems),
+        *notes_of(description, index, reg_images),
     ]
     problems.raise_if_any()
     placements = place_all(index)
@@ -72,7 +89,8 @@ def check_pictures(
 def check_fixed_uses(description: Description, data: DataOptions, caching: CachingOptions, problems: Problems) -> None:
     """Complains about caches that could not hold what pictures and captions become from use to use."""
     has_cache = caching.cache_latents or caching.cache_latents_to_disk
-    subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
+    all_subsets = [subset for dataset in description.datasets for subset in dataset.subsets]
+    subsets = [s.for_validation() if s.validation_split >= WHOLE else s for s in all_subsets]
     if has_cache and data.augmentation_variants is None and any(s.augmentations.has_variants for s in subsets):
         what = "crops and colours are drawn anew at each use, and cached latents cannot follow"
         fix = "give --augmentation_variants 4 (so many fixed ones a picture are drawn from), or cache no latents"

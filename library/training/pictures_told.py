@@ -11,6 +11,7 @@ import numpy as np
 from library.core.errors import Problem, Problems, UserError
 from library.data.captions.caption_files import find_caption
 from library.data.description.config import DatasetConfig, Description, SubsetConfig, read_description
+from library.data.held_out import hold_out
 from library.data.index.index import CaptionSource, ImageIndex, build_index
 from library.data.index.scan import SKIP, More
 from library.data.index.texts import Texts
@@ -30,6 +31,7 @@ from library.options.combinations import check_text
 from library.options.data import DataOptions
 from library.options.text import TextOptions
 from library.options.training import TrainingOptions
+from library.options.validation import seed_of_validation
 from library.text.tokenizer import CaptionTokenizer
 from library.training.pictures import Pictures, check_pictures
 from library.training.progress import plan_run
@@ -60,13 +62,13 @@ def look_at_pictures(asked: Asked) -> Told:
     problems = Problems()
     check_text(asked.text, problems)
     try:
-        pictures = check_pictures(asked.data, asked.caching, asked.text)
+        pictures = check_pictures(asked.data, asked.caching, asked.text, seed=asked.training.seed)
     except UserError as error:
         problems.extend(error.problems)
     else:
         return tell(pictures, asked, tuple(problems))
     told, left_out = _completed(problems)
-    clear = _what_is_clear(asked.data)
+    clear = _what_is_clear(asked.data, asked.training.seed)
     if asked.data.bad_images == SKIP:
         left_out += clear.left_out
     if clear.pictures is None:
@@ -147,7 +149,7 @@ class _Clear(NamedTuple):
     left_out: tuple[Problem, ...] = ()
 
 
-def _what_is_clear(data: DataOptions) -> _Clear:
+def _what_is_clear(data: DataOptions, seed: int) -> _Clear:
     try:
         description = read_description(data, Problems())
     except UserError:  # told already
@@ -158,6 +160,7 @@ def _what_is_clear(data: DataOptions) -> _Clear:
     if index is None:
         return _Clear(None)
     uses = Problems()
+    index = hold_out(index, seed_of_validation(data, seed), uses)
     check_uses(index, uses)
     if uses:  # there is no plan to show
         return _Clear(None, index.left_out)
@@ -184,7 +187,7 @@ def _read(description: Description, data: DataOptions) -> ImageIndex | None:
 
 
 def _forgiving(subset: SubsetConfig) -> SubsetConfig:
-    return replace(subset, allow_missing_captions=True, cache_info=False)
+    return replace(subset, allow_missing_captions=True, cache_info=False, conditioning_data_dir=None)
 
 
 def _without_captions(subset: SubsetConfig) -> SubsetConfig:

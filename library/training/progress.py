@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from library.data.planner import Planner
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,93 @@ class RunPlan:
     processes: int
 
 
-def plan_run(planner: Planner, max_steps: int | None, max_epochs: int | None) -> RunPlan:
+class EpochLengths(Protocol):
+    """How long each epoch is; a `Planner` knows it."""
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of each process in an update."""
+
+    @property
+    def process_count(self) -> int:
+        """Processes that train together."""
+
+    def batches_in_epoch(self, epoch: int) -> int:
+        """Micro-batches over all processes."""
+
+    def updates_in_epoch(self, epoch: int) -> int:
+        """Optimizer steps."""
+
+    def updates_in_epochs(self, epochs: int) -> int:
+        """Optimizer steps of the first epochs together."""
+
+
+def plan(
+    images: Sequence[int],
+    repeats: int,
+    batch_size: int,
+    accumulation: int = 1,
+    processes: int = 1,
+    max_steps: int | None = None,
+    max_epochs: int | None = None,
+) -> RunPlan:
+    """The length of a run whose epochs are all alike.
+
+    Args:
+        images: pictures of each bucket; a batch holds pictures of one bucket only.
+        repeats: uses of each picture in an epoch.
+
+    Raises:
+        ValueError: when neither steps nor epochs are given.
+    """
+    batches = sum(-(-count * repeats // batch_size) for count in images)
+    return plan_run(_EqualEpochs(batches, accumulation, processes), max_steps, max_epochs)
+
+
+@dataclass(frozen=True)
+class _EqualEpochs:
+    """Epochs of as many micro-batches each."""
+
+    batches: int
+    accumulation: int
+    process_count: int
+
+    def batches_in_epoch(self, epoch: int) -> int:
+        return self.batches
+
+    def updates_in_epoch(self, epoch: int) -> int:
+        return -(-self.batches // (self.accumulation * self.process_count))
+
+    def updates_in_epochs(self, epochs: int) -> int:
+        return epochs * self.updates_in_epoch(0)
+
+
+def plan_run(epochs: EpochLengths, max_steps: int | None, max_epochs: int | None) -> RunPlan:
     """The plan for `max_epochs` whole epochs if given (it wins), else for `max_steps` updates.
 
     Raises:
         ValueError: when neither is given.
     """
     if max_epochs is not None:
-        total, epochs = planner.updates_in_epochs(max_epochs), max_epochs
+        total, begun = epochs.updates_in_epochs(max_epochs), max_epochs
     elif max_steps is not None:
-        total, epochs = max_steps, _epochs_begun(planner, max_steps)
+        total, begun = max_steps, _epochs_begun(epochs, max_steps)
     else:
         raise ValueError("neither steps nor epochs")
     return RunPlan(
         total_updates=total,
-        updates_per_epoch=planner.updates_per_epoch,
-        batches_per_epoch=planner.batches_per_epoch,
-        epochs=epochs,
-        accumulation=planner.accumulation,
-        processes=planner.process_count,
+        updates_per_epoch=epochs.updates_in_epoch(0),
+        batches_per_epoch=epochs.batches_in_epoch(0),
+        epochs=begun,
+        accumulation=epochs.accumulation,
+        processes=epochs.process_count,
     )
 
 
-def _epochs_begun(planner: Planner, updates: int) -> int:
+def _epochs_begun(lengths: EpochLengths, updates: int) -> int:
     epochs, reached = 0, 0
     while reached < updates:
-        reached += planner.updates_in_epoch(epochs)
+        reached += lengths.updates_in_epoch(epochs)
         epochs += 1
     return epochs
 

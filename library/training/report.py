@@ -44,7 +44,7 @@ def start_report(
         lines.append(f"trains: {group['name']}, {count:,} weights at rate {group['lr']:g}")
     if run.options.training.max_train_epochs is not None and run.options.training.max_train_steps is not None:
         lines.append("length: --max_train_epochs wins over --max_train_steps, both are given")
-    batch = " + ".join(str(dataset.batch_size) for dataset in run.index.datasets)
+    batch = " + ".join(str(dataset.batch_size) for dataset in run.index.training_datasets)
     lines.append(
         f"length: {plan.total_updates} updates in {plan.epochs} epoch(s) of {plan.updates_per_epoch};"
         f" an update is batch {batch} x accumulation {plan.accumulation} x processes {plan.processes}"
@@ -52,13 +52,15 @@ def start_report(
     training, logging_dir = run.options.training, run.options.output.logging_dir
     lines.append(f"runs on: {accelerator.device}, mixed precision {training.mixed_precision}, seed {training.seed}")
     tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
-    lines.append(f"writes: {run.files.result}, log {run.files.log}{tensorboard}")
+    average = f", running average {run.files.average}" if run.files.average else ""
+    lines.append(f"writes: {run.files.result}{average}, log {run.files.log}{tensorboard}")
     return [printable(line) for line in lines]
 
 
 def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
     """What was made, how fast, and what to do with it."""
-    lines = [f"saved {run.files.result} ({size_on_disk(run.files.result) / 1e6:.1f} MB)"]
+    written = [path for path in (run.files.result, run.files.average) if path is not None]
+    lines = [f"saved {path} ({size_on_disk(path) / 1e6:.1f} MB)" for path in written]
     speed = f"{trainer.progress.step} updates in {seconds:.0f} s"
     peak = peak_memory_mib(trainer.accelerator.device)
     lines.append(speed if peak is None else f"{speed}, at most {peak:.0f} MiB on the card")
@@ -67,6 +69,11 @@ def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
 
 
 def _next_step(run: Run) -> str:
+    if isinstance(run, NetworkRun) and run.network.network_module == "networks.hypernetwork":
+        prompt = f"<hypernet:{run.files.result.stem}:1>"
+        return f"copy it into models/hypernetworks of the Web UI and write {prompt} in prompts"
+    if isinstance(run, EmbeddingRun) and run.word.layered:
+        return "docs/textual_inversion.md; Web UI, ComfyUI and Diffusers do not read a word with vectors for each layer"
     if isinstance(run, NetworkRun):
         return "copy it into models/Lora of the Web UI (models/loras of ComfyUI), or load it in Diffusers"
     if isinstance(run, EmbeddingRun):

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 from library.data.description.config import Description
 from library.data.index.index import ImageIndex
 from library.data.placement import Placements
+from library.methods.rates import PartRates
 from library.models.identify import ModelIdentity
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
+from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
+from library.options.objective import ObjectiveOptions
+from library.options.optimizer import OptimizerOptions
+from library.options.reg_images import RegImageOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
-from library.options.training import OptimizerOptions, OutputOptions, TrainingOptions
+from library.options.training import OutputOptions, TrainingOptions
+from library.options.validation import ValidationOptions
 from library.training.new_word import NewWord
 
 if TYPE_CHECKING:  # the checks of a run without --vae should not wait for diffusers
@@ -25,24 +31,34 @@ if TYPE_CHECKING:  # the checks of a run without --vae should not wait for diffu
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Where the run writes: the trained file (or folder), and the log."""
+    """Where the run writes: the trained file (or folder), its running average where one is kept, and the log."""
 
     result: Path
     log: Path
+    average: Path | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many times the trained weights are written."""
+        return 1 if self.average is None else 2
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options that every training script has; `learning_rate` is the one in force, given or by default."""
+    """The options that every training script has; `rates` are those in force, given or by default."""
 
     model: ModelOptions
     data: DataOptions
+    reg_images: RegImageOptions
     caching: CachingOptions
     text: TextOptions
     training: TrainingOptions
+    objective: ObjectiveOptions
     optimizer: OptimizerOptions
+    memory: MemoryOptions
+    validation: ValidationOptions
     output: OutputOptions
-    learning_rate: float
+    rates: PartRates
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,14 @@ class FullModelRun(Run):
 
     Attributes:
         form: the one of `SAVE_FORMATS` that the trained model gets.
+        text_encoder_stops: the updates after which the text encoder stays as it is; None where it trains to the end.
         tracker: the name of its TensorBoard folder.
     """
 
     saving: ModelSavingOptions
     form: str
     trains_text_encoder: bool
+    text_encoder_stops: int | None
     tracker: str
 
 

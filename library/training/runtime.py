@@ -9,12 +9,13 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from library.core.errors import UserError
 from library.core.log import get_logger
+from library.optim.scaling import HalfGradScaler
 
 log = get_logger(__name__)
 
@@ -24,13 +25,15 @@ PATIENCE = timedelta(hours=24)
 _PAUSE = 0.2  # seconds
 
 
-def start_runtime(mixed_precision: str) -> Accelerator:
+def start_runtime(mixed_precision: str, full_fp16: bool = False, part_rests: bool = False) -> Accelerator:
     """The Accelerator of this run, whether started plainly, by `accelerate launch` or by `torchrun`.
 
     Accumulation is planned by our batches (`closes_update`), so Accelerate is told of none.
 
     Args:
         mixed_precision: "no", "fp16" or "bf16".
+        full_fp16: gradients are fp16 themselves, so the scaler must take such.
+        part_rests: at some updates a part that trains gets no gradient, and processes must not wait for it.
 
     Raises:
         UserError: when the launched processes do not find each other.
@@ -39,8 +42,13 @@ def start_runtime(mixed_precision: str) -> Accelerator:
         mixed_precision=mixed_precision,
         # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(find_unused_parameters=part_rests),
+        ],
     )
+    if full_fp16 and accelerator.scaler is not None:
+        accelerator.scaler = HalfGradScaler(accelerator.device.type)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError.of(

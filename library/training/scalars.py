@@ -9,15 +9,18 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-DRAIN_EVERY = 10  # updates; the first ones drain singly, so that something is seen at once
-TAG_OF_COMPONENT = {"text_encoder": "textencoder"}  # the tags dashboards know: lr/unet, lr/textencoder
+from library.optim.optimizers import rates_in_force
 
+DRAIN_EVERY = 10  # updates; the first ones drain singly, so that something is seen at once
+_TAG_OF_COMPONENT = {"text_encoder": "textencoder"}  # the tags dashboards know: lr/unet, lr/textencoder
+
+Number = float | torch.Tensor
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -36,8 +39,8 @@ class ScalarLog:
         self._writer = _tensorboard_writer(tensorboard) if tensorboard is not None else None
         self._recent: deque[float] = deque(maxlen=updates_per_epoch)
         self._reduce = reduce
-        self._waiting: list[tuple[int, int, dict[str, float]]] = []
-        self._tensors: list[torch.Tensor] = []
+        self._waiting: list[tuple[int, int, dict[str, Number]]] = []
+        self._losses: list[torch.Tensor] = []
         self._last_drain = time.perf_counter()
         self._epoch_losses: list[float] = []
         self.first_loss: float | None = None
@@ -47,12 +50,13 @@ class ScalarLog:
         """Moving average of the loss over an epoch's length; None before the first drain."""
         return sum(self._recent) / len(self._recent) if self._recent else None
 
-    def record(
-        self, step: int, epoch: int, loss: torch.Tensor, grad_norm: torch.Tensor, rates: Mapping[str, float]
-    ) -> bool:
-        """Takes the numbers of one update; step counts from 1. True when they were drained."""
-        self._waiting.append((step, epoch, {f"lr/{TAG_OF_COMPONENT.get(k, k)}": v for k, v in rates.items()}))
-        self._tensors.append(torch.stack((loss.detach().float(), grad_norm.detach().float())))
+    def record(self, step: int, epoch: int, loss: torch.Tensor, numbers: Mapping[str, Number]) -> bool:
+        """Takes the numbers of one update by tag; step counts from 1. True when they were drained.
+
+        The loss is averaged over the processes; the other numbers are the same in all of them.
+        """
+        self._waiting.append((step, epoch, dict(numbers)))
+        self._losses.append(loss.detach().float())
         if step <= DRAIN_EVERY or step % DRAIN_EVERY == 0:
             self.drain()
             return True
@@ -62,24 +66,25 @@ class ScalarLog:
         """Reads the waiting numbers from the device and writes them."""
         if not self._waiting:
             return
-        values = self._reduce(torch.stack(self._tensors)).tolist()
+        losses = self._reduce(torch.stack(self._losses)).tolist()
+        rows = _read_together([numbers for _, _, numbers in self._waiting])
         now = time.perf_counter()
         speed = len(self._waiting) / max(now - self._last_drain, 1e-9)
-        for (step, epoch, rates), (loss, grad_norm) in zip(self._waiting, values, strict=True):
+        for (step, epoch, _), known, loss in zip(self._waiting, rows, losses, strict=True):
             self._recent.append(loss)
             self._epoch_losses.append(loss)
             self.first_loss = loss if self.first_loss is None else self.first_loss
-            row = {
-                "loss/current": loss,
-                "loss/average": self.average_loss,
-                **rates,
-                "grad_norm": grad_norm,
-                "speed": speed,
-            }
+            row = {"loss/current": loss, "loss/average": self.average_loss, **known, "speed": speed}
             self._write({"step": step, "epoch": epoch, **row})
         self._waiting.clear()
-        self._tensors.clear()
+        self._losses.clear()
         self._last_drain = now
+        self._flush()
+
+    def write(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Writes numbers that come now and then, at once; what waits goes before them."""
+        self.drain()
+        self._write({"step": step, "epoch": epoch, **numbers})
         self._flush()
 
     def end_epoch(self, step: int, epoch: int) -> None:
@@ -111,6 +116,32 @@ class ScalarLog:
     def _flush(self) -> None:
         if self._file is not None:
             self._file.flush()
+
+
+def _read_together(rows: Sequence[Mapping[str, Number]]) -> list[dict[str, float]]:
+    """The same rows as plain numbers; what lies on a device is read at once, not one by one."""
+    tensors = [number for row in rows for number in row.values() if isinstance(number, torch.Tensor)]
+    values = iter(torch.stack([tensor.detach().float() for tensor in tensors]).tolist() if tensors else ())
+    return [
+        {tag: next(values) if isinstance(number, torch.Tensor) else float(number) for tag, number in row.items()}
+        for row in rows
+    ]
+
+
+def rate_scalars(optimizer: torch.optim.Optimizer) -> dict[str, Number]:
+    """The rates by tag: as the schedule has them, and where the optimizer finds the rate itself, what it is."""
+    rates: dict[str, Number] = {f"lr/{_component(group)}": group["lr"] for group in optimizer.param_groups}
+    found = rates_in_force(optimizer)
+    for group in optimizer.param_groups:
+        in_force = found.get(group["name"], group["lr"])
+        if in_force is not group["lr"]:
+            rates[f"lr/d*lr/{_component(group)}"] = in_force
+    return {tag: rate for tag, rate in rates.items() if rate is not None}
+
+
+def _component(group: Mapping[str, Any]) -> str:
+    name = group["name"]
+    return _TAG_OF_COMPONENT.get(name, name)
 
 
 def _open(path: Path) -> IO[str]:

@@ -1,17 +1,36 @@
-"""What a checked run does: it trains, or only shows its pictures."""
+"""What a checked run does: it trains, or only shows its pictures; class images that are missing are made first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from library.options.parse import OptionValues
+from library.training.reg_images import needs_reg_images
 from library.training.run import Run
 
 
-def start(run: Run) -> None:
-    """Trains; with `--debug_dataset` shows what would be trained on instead, without loading a model."""
+def start(check: Callable[[OptionValues], Run], options: OptionValues) -> None:
+    """Checks, then trains; with `--debug_dataset` shows what would be trained on instead, without loading a model.
+
+    Args:
+        check: the checks of the script. They are made again when class images were generated, so that the run is the
+            one that would have been started with these pictures there.
+        options: of the command line.
+
+    Raises:
+        UserError: with everything that the checks found.
+    """
+    run = check(options)
     if run.options.data.debug_dataset:
         from library.training.debug_dataset import show_dataset
 
         show_dataset(run)
         return
-    from library.training.assemble import train  # with the model code, which takes seconds to import
+    if needs_reg_images(run):
+        from library.training.reg_generation import make_reg_images  # with the model code, which takes seconds
+
+        make_reg_images(run)
+        run = check(options)
+    from library.training.assemble import train
 
     train(run)

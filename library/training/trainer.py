@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +12,19 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from library.core.errors import UserError
 from library.core.randomness import derived_seed
 from library.data.batch import Batch
+from library.diffusion.noise import Noise
 from library.diffusion.objective import Captions
-from library.methods.base import Method
+from library.methods.base import TEXT_ENCODER, Method
 from library.optim.clipping import clip_gradients
-from library.training.guards import GradientWatch
+from library.optim.optimizers import eval_mode, train_mode
+from library.optim.stepping import FusedBackward
+from library.training.ema import Ema
+from library.training.guards import GradientWatch, refuse_non_finite_update
 from library.training.progress import Progress, RunPlan
-from library.training.scalars import ScalarLog
+from library.training.scalars import Number, ScalarLog, rate_scalars
+from library.training.validation import Validation
 
 EncodeLatents = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], torch.Tensor]
 
@@ -33,11 +37,14 @@ class Trainer:
         accelerator: devices, precision and processes.
         objective: the prepared objective; called with a batch's tensors, returns the loss.
         optimizer: the prepared optimizer.
+        fused: applies gradients in the backward pass already; None where they are applied together.
         scheduler: advanced once per update.
         method: what is trained.
         batches: batches of this process, continuous over epochs, ending with the run.
         encode_latents: (pixels, noise of the draw, names) to unscaled latents, for batches without cached latents.
-        watch: looks at the first gradients.
+        watch: looks at the gradients.
+        validation: measures the loss on held-out pictures; None where there are none.
+        ema: the running average of what is trained; None where none is kept.
         log: takes loss and rates.
         plan: length of the run.
         max_grad_norm: limit of the gradient norm; infinite for none.
@@ -56,21 +63,32 @@ class Trainer:
     plan: RunPlan
     max_grad_norm: float = math.inf
     seed: int = 0
+    fused: FusedBackward | None = None
+    validation: Validation | None = None
+    ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
 
     def run(self) -> None:
         """Trains to the end of the plan."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         loss = torch.zeros((), device=self.accelerator.device)
+        names: list[str] = []
+        train_mode(self.optimizer)
+        self.method.start_epoch()
         with tqdm(total=self.plan.total_updates, disable=not self.accelerator.is_main_process, unit="step") as bar:
             for batch in self.batches:
+                if batch.epoch != self.progress.epoch:
+                    self._end_epoch()
+                    self.progress.epoch = batch.epoch
+                    self.method.start_epoch()
                 loss = loss + self._learn_from(batch)
+                names += batch.names
                 if not batch.closes_update:
                     continue
-                grad_norm = self._update(parameters)
-                self._report(batch, loss, grad_norm, bar)
-                loss = torch.zeros_like(loss)
-        self.log.end_epoch(self.progress.step, self.progress.epoch + 1)
+                numbers = self._update(parameters, loss, names)
+                self._report(batch, loss, numbers, bar)
+                loss, names = torch.zeros_like(loss), []
+        self._end_epoch()
 
     def _learn_from(self, batch: Batch) -> torch.Tensor:
         """Adds a batch's gradient to the update's; returns its share of the update's loss.
@@ -83,7 +101,7 @@ class Trainer:
         with self._synchronised_if(batch.closes_update):
             loss = self.objective(
                 self._latents_of(batch),
-                batch.noise,
+                Noise(batch.noise, batch.input_noise, batch.offset_noise, batch.offset_strength),
                 batch.timesteps,
                 Captions(batch.input_ids, batch.token_weights, batch.text_states),
                 batch.loss_weights,
@@ -91,6 +109,8 @@ class Trainer:
                 self.method.trains_text_encoder(self.progress.step),
             )
             share = loss * (batch.loss_scale / self.plan.accumulation)
+            if self.fused is not None:  # weights change in the backward pass, so this is the last moment to look
+                refuse_non_finite_update(share, share, batch.names, self.progress.step)
             self.accelerator.backward(share)
         return share.detach()
 
@@ -105,34 +125,53 @@ class Trainer:
         """Processes exchange gradients with the last batch of an update only."""
         return nullcontext() if closes_update else self.accelerator.no_sync(self.objective)
 
-    def _update(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-        self.watch.observe()
-        self.accelerator.unscale_gradients()  # undoes the fp16 scaler's factor, where there is one
-        grad_norm = clip_gradients(parameters, self.max_grad_norm)
-        self.optimizer.step()
+    def _update(
+        self, parameters: list[torch.nn.Parameter], loss: torch.Tensor, names: Sequence[str]
+    ) -> dict[str, Number]:
+        """Applies the gradients; returns what the log has of it, by tag."""
+        if self.fused is not None:
+            grad_norm = self.fused.finish_update()
+            self.watch.observe_idle(self.fused.idle_parts())
+        else:
+            learning = self.method.trains_text_encoder(self.progress.step)
+            self.watch.observe(() if learning else (TEXT_ENCODER,))
+            self.accelerator.unscale_gradients()  # undoes the fp16 scaler's factor, where there is one
+            grad_norm = clip_gradients(parameters, self.max_grad_norm)
+            if self.accelerator.scaler is None:
+                refuse_non_finite_update(loss, grad_norm, names, self.progress.step)
+            self.optimizer.step()
+            self.watch.count_skipped(self.accelerator.optimizer_step_was_skipped, names, self.progress.step)
+            for parameter in parameters:
+                parameter.grad = None  # what zero_grad does; Accelerate's own looks up its signature at every call
+        numbers = {**rate_scalars(self.optimizer), "grad_norm": grad_norm, **self.method.after_update()}
         self.scheduler.step()
-        for parameter in parameters:
-            parameter.grad = None  # what zero_grad does; Accelerate's own looks up its signature at every call
+        if self.ema is not None:
+            self.ema.update()
         self.progress.step += 1
-        return grad_norm
+        return numbers
 
-    def _refuse_non_finite_loss(self, step: int) -> None:
-        average = self.log.average_loss
-        if average is not None and not math.isfinite(average):
-            raise UserError.of(
-                f"the loss is no longer a finite number at update {step}",
-                "training",
-                "nothing was saved; lower the learning rate; with fp16, try bf16 or a higher --network_alpha",
-            )
-
-    def _report(self, batch: Batch, loss: torch.Tensor, grad_norm: torch.Tensor, bar: Any) -> None:
+    def _report(self, batch: Batch, loss: torch.Tensor, numbers: Mapping[str, Number], bar: Any) -> None:
         step = self.progress.step
-        if batch.epoch != self.progress.epoch:
-            self.log.end_epoch(step - 1, self.progress.epoch + 1)
-        self.progress.epoch = batch.epoch
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        if self.log.record(step, batch.epoch + 1, loss, grad_norm, rates):
-            self._refuse_non_finite_loss(step)
+        if self.log.record(step, batch.epoch + 1, loss, numbers):
             bar.set_description(f"epoch {batch.epoch + 1}/{self.plan.epochs}", refresh=False)
             bar.set_postfix(loss=f"{self.log.average_loss:.4f}", refresh=False)
         bar.update(1)
+        if self.validation is not None and self.validation.due(step, None):
+            self._validate(self.validation)
+
+    def _end_epoch(self) -> None:
+        """What is due when the last update of an epoch, or of the run, is done."""
+        step, epoch = self.progress.step, self.progress.epoch + 1
+        self.log.end_epoch(step, epoch)
+        if self.validation is not None and self.validation.due(step, epoch):
+            self._validate(self.validation)
+
+    def _validate(self, validation: Validation) -> None:
+        """Losses on held-out pictures go to the log; the training does not notice."""
+        eval_mode(self.optimizer)
+        losses = {"loss/validation": validation.measure()}
+        if self.ema is not None:
+            with self.ema.swapped():
+                losses["loss/validation_ema"] = validation.measure()
+        train_mode(self.optimizer)
+        self.log.write(self.progress.step, self.progress.epoch + 1, losses)

@@ -27,18 +27,21 @@ def run_process(
     model: Path, data: Sequence[str], out: Path, *words: str, processes: int = 1, with_accelerate: bool = False
 ) -> Tensors:
     """Trains in one process, plain or by `accelerate launch`, or in several by torchrun; returns the file's tensors."""
-    launcher = [sys.executable]
-    if with_accelerate:
-        launcher += ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    launcher = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"] if with_accelerate else []
+    run_script_in_processes("train_network.py", [*_base_words(model, data, out), *words], processes, launcher)
+    return load_file(str(out / "last.safetensors"))
+
+
+def run_script_in_processes(script: str, words: Sequence[str], processes: int, launcher: Sequence[str] = ()) -> None:
+    """Runs a script as one process, or as several by torchrun; it must end well."""
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, "train_network.py", *_base_words(model, data, out), *words]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *launcher, script, *words]
     # one card cannot serve two processes, and the CPU's engine (gloo) is what these tests are about
     hidden_cards = {"CUDA_VISIBLE_DEVICES": "-1"} if processes > 1 else {}
     settings = {**environment(), **hidden_cards}
     result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr[-4000:]
-    return load_file(str(out / "last.safetensors"))
 
 
 def photo_words(photos: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,13 @@ from torch import nn
 
 import train_textual_inversion
 from library.core.errors import UserError
-from library.training.guards import WATCHED_UPDATES, GradientWatch, refuse_non_finite
+from library.training.guards import (
+    MOST_SKIPPED,
+    WATCHED_UPDATES,
+    GradientWatch,
+    refuse_non_finite,
+    refuse_non_finite_update,
+)
 from tests.training.runs import run_here
 
 
@@ -99,6 +106,50 @@ def test_zero_gradients_at_the_first_update_only_are_fine() -> None:
         first_gradients.append(bool(down.weight.grad.any()))
         optimizer.step()
     assert first_gradients == [False, True, True, True]
+
+
+def test_a_resting_part_needs_no_gradient() -> None:
+    model = TwoParts()
+    watch = model.watch()
+    model.text_encoder.requires_grad_(False)
+    for _ in range(WATCHED_UPDATES):
+        model(torch.ones(2, 3)).backward()
+        watch.observe(resting=("text_encoder",))
+    assert model.text_encoder.weight.grad is None
+
+
+def test_parts_without_gradient_are_named_where_gradients_are_gone() -> None:
+    watch = TwoParts().watch()
+    for _ in range(WATCHED_UPDATES - 1):
+        watch.observe_idle(["unet"])
+    with pytest.raises(UserError, match=r"unet should train .* \(for example unet\.weight\)"):
+        watch.observe_idle(["unet"])
+    watch = TwoParts().watch()
+    for number in range(WATCHED_UPDATES + 1):
+        watch.observe_idle(["unet"] if number == 0 else [])
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "what"),
+    [(math.nan, 1.0, "loss is"), (math.inf, 1.0, "loss is"), (1.0, math.nan, "gradients are"), (1.0, math.inf, "grad")],
+)
+def test_an_update_that_would_spoil_the_weights_is_stopped_with_its_pictures(
+    loss: float, norm: float, what: str
+) -> None:
+    files = [f"{number}.png" for number in range(6)]
+    refuse_non_finite_update(torch.tensor(2.0), torch.tensor(3.0), files, 6)
+    with pytest.raises(UserError, match=f"the {what}.* no longer finite at update 7; its pictures: 0.png") as caught:
+        refuse_non_finite_update(torch.tensor(loss), torch.tensor(norm), files, 6)
+    assert "3.png and 2 more" in str(caught.value)
+
+
+def test_updates_left_out_by_the_scaler_are_counted_in_a_row() -> None:
+    watch = TwoParts().watch()
+    for step in range(3 * MOST_SKIPPED):
+        watch.count_skipped(step % MOST_SKIPPED != 0, ["a.png"], step)
+    with pytest.raises(UserError, match=r"overflowed in fp16; its pictures: a\.png"):
+        for step in range(MOST_SKIPPED):
+            watch.count_skipped(True, ["a.png"], step)
 
 
 def test_what_happens_after_the_watch_is_not_judged() -> None:

@@ -32,6 +32,7 @@ from tests.data.data_helpers import (
     index_of,
     make_dataset,
     make_subset,
+    noise_of,
     save_picture,
     toy_tokenize,
     views_of,
@@ -282,7 +283,8 @@ def test_templates_are_drawn_anew_at_each_use_and_regularisation_keeps_its_capti
     plain = index_with(tmp_path, ["a dog, red", "a cat"], ["some dog"], CaptionChanges(prefix="ink,"))
     index = with_template(plain, object_template("zumira"))
     assert told_of(index)[0] == []
-    dataset = TrainingDataset(views_of(index, 7), toy_tokenize)
+    views = views_of(index, 7)
+    dataset = TrainingDataset(views, toy_tokenize, noise_of(views))
 
     def captions(epoch: int) -> list[str]:
         request = BatchRequest(

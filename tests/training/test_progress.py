@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
 from library.training.progress import Progress, RunPlan, plan_run
+from library.training.progress import plan as plan_of_numbers
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
 
 PICTURES = 10
@@ -84,6 +87,35 @@ def test_length_of_a_run(
     assert (plan.total_updates, plan.updates_per_epoch, plan.batches_per_epoch, plan.epochs) == planned
     assert (plan.accumulation, plan.processes) == (accumulation, processes)
     assert updates_really_made(planner, plan) == [plan.total_updates, plan.epochs]
+    assert plan_of_numbers([10], repeats, batch, accumulation, processes, steps, epochs) == plan
+
+
+@given(
+    images=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    numbers=st.tuples(*[st.integers(1, 4)] * 4),
+    length=st.one_of(st.tuples(st.integers(1, 30), st.none()), st.tuples(st.none(), st.integers(1, 5))),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_plan_of_numbers_is_what_is_counted(
+    images: list[int], numbers: tuple[int, int, int, int], length: tuple[int | None, int | None]
+) -> None:
+    """Counted batch by batch, as the loop does it."""
+    repeats, batch_size, accumulation, processes = numbers
+    plan = plan_of_numbers(images, repeats, batch_size, accumulation, processes, *length)
+    batches = []
+    for count in images:
+        uses = list(range(count * repeats))
+        batches += [uses[start : start + batch_size] for start in range(0, len(uses), batch_size)]
+    updates, epochs = 0, 0
+    while (updates < plan.total_updates) if length[0] else (epochs < (length[1] or 0)):
+        left = list(batches)
+        while left:
+            left = left[accumulation * processes :]
+            updates += 1
+        epochs += 1
+    assert plan.batches_per_epoch == len(batches)
+    assert plan.epochs == epochs
+    assert plan.total_updates == (length[0] or updates)
 
 
 def test_epochs_of_different_length_are_added_up(rotating: ImageIndex) -> None:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from library.training.scalars import ScalarLog
 from tests.training.runs import run_here
 
-RATES = {"text_encoder": 1e-5, "unet": 1e-4}
+RATES = {"lr/textencoder": 1e-5, "lr/unet": 1e-4}
 DRAINS = [*range(1, 11), 20, 30]  # the updates up to 35 at which waiting numbers are read
 TAGS = ["loss/current", "loss/average", "lr/textencoder", "lr/unet", "grad_norm", "speed"]
 
@@ -29,8 +29,8 @@ def loss_of(step: int) -> float:
 
 
 def record(log: ScalarLog, step: int, device: str = "cpu", epoch: int = 1) -> bool:
-    numbers = torch.tensor(loss_of(step), device=device), torch.tensor(float(step), device=device)
-    return log.record(step, epoch, *numbers, RATES)
+    loss, grad_norm = torch.tensor(loss_of(step), device=device), torch.tensor(float(step), device=device)
+    return log.record(step, epoch, loss, {**RATES, "grad_norm": grad_norm})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_all_processes_reduce_at_the_same_updates_and_the_mean_is_written(tmp_pa
         log.drain()
         log.close()
     assert main_shapes == other_shapes
-    assert sum(waiting for waiting, _ in main_shapes) == 35
+    assert sum(waiting for (waiting,) in main_shapes) == 35
     losses = [row["loss/current"] for row in read_rows(tmp_path / "log.jsonl") if "loss/current" in row]
     assert losses == pytest.approx([loss_of(step) / 2 for step in range(1, 36)])
 

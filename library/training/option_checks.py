@@ -1,0 +1,45 @@
+"""The checks of options that need neither pictures nor a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from library.core.device import check_precision
+from library.core.errors import Problems
+from library.core.optional import import_optional
+from library.diffusion.combinations import check_objective
+from library.models.attention import check_attention, check_compiling
+from library.optim.optimizers import check_optimizer
+from library.optim.schedulers import check_scheduler
+from library.optim.stepping import check_low_precision
+from library.options.combinations import check_caching, check_length, check_text
+from library.training.run import RunOptions
+
+
+def check_options(
+    asked: RunOptions, rates: Mapping[str, float], text_encoder_learns: str | None, problems: Problems
+) -> None:
+    """What every script's options have to get right.
+
+    Args:
+        rates: of the parts that train, by name.
+        text_encoder_learns: why the outputs of the text encoder change during training; None where they do not.
+    """
+    training = asked.training
+    check_length(training, problems)
+    check_text(asked.text, problems)
+    check_caching(asked.caching, asked.text, text_encoder_learns, problems)
+    problems.attempt(lambda: check_precision(training.mixed_precision))
+    steps = training.max_train_steps if training.max_train_epochs is None else None
+    check_optimizer(asked.optimizer, rates, problems)
+    check_scheduler(asked.optimizer, steps, problems)
+    check_low_precision(asked.memory, training, asked.optimizer, problems)
+    check_attention(asked.memory, problems, training.mixed_precision)
+    check_compiling(asked.memory, problems)
+    if asked.output.logging_dir is not None:
+        problems.attempt(lambda: import_optional("tensorboard", "tensorboard", "--logging_dir"))
+
+
+def check_prediction(asked: RunOptions, prediction_type: str | None, problems: Problems) -> None:
+    """Whether noise and loss fit what the base model predicts; None where that is not known."""
+    check_objective(asked.objective, prediction_type, problems)
