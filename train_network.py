@@ -17,7 +17,7 @@ def main(words: Sequence[str] | None = None) -> None:
     from library.training.preflight import check_network_run
     from library.training.start import start
 
-    start(check_network_run(options))
+    start(check_network_run, options)
 
 
 if __name__ == "__main__":

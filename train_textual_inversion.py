@@ -17,7 +17,7 @@ def main(words: Sequence[str] | None = None) -> None:
     from library.training.preflight import check_embedding_run
     from library.training.start import start
 
-    start(check_embedding_run(options))
+    start(check_embedding_run, options)
 
 
 if __name__ == "__main__":

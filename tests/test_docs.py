@@ -34,7 +34,7 @@ from library.models.tiny import make_tiny_model
 from library.options.base import default_of, option_fields
 from library.options.config import ConfigOptions
 from library.options.data import DataOptions, default_worker_count
-from library.options.parse import build_parser, parse_options
+from library.options.parse import build_parser, names_of, parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import CaptionTokenizer, tokenizer_files
 from library.training.preflight import check_full_model_run, check_network_run
@@ -167,7 +167,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @cache
 def known_options() -> frozenset[str]:
     groups = {group for script in SCRIPTS.values() for group in (*script.groups, ConfigOptions)}
-    ours = (f"--{item.name}" for group in groups for item in option_fields(group))
+    ours = (f"--{name}" for group in groups for item in option_fields(group) for name in names_of(item))
     tools = chain.from_iterable(
         re.findall(r'add_argument\(\s*"(--[\w-]+)"', read(path)) for path in (ROOT / "tools").glob("*.py")
     )

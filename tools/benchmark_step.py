@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.data.batch import Batch
+from library.diffusion.noise import Noise
 from library.diffusion.objective import Captions
 from library.models.save import save_single_file
 from library.models.tiny import make_tiny_model
@@ -242,7 +243,7 @@ class _Floor:
         return [after.since(before) for before, after in pairwise(marks)]
 
     def _step(self, batch: Batch) -> None:
-        pictures = batch.latents, batch.noise, batch.timesteps
+        pictures = batch.latents, Noise(batch.noise), batch.timesteps
         captions = Captions(batch.input_ids, batch.token_weights, batch.text_states)
         loss = self.objective(*pictures, captions, batch.loss_weights, batch.masks, self.trains_text_encoder)
         loss.backward()
