@@ -18,12 +18,15 @@ from torch.utils.hooks import RemovableHandle
 
 from library.core.errors import UserError
 from library.core.log import get_logger
+from networks.dropout import BatchSeed
 from networks.hypernetwork_files import FILE_EXTENSION, HypernetworkFile, read_hypernetwork, write_hypernetwork
-from networks.hypernetwork_modules import BatchSeed, HypernetworkModule, HypernetworkPair
+from networks.hypernetwork_modules import HypernetworkModule, HypernetworkPair
 from networks.hypernetwork_structure import ARGUMENTS, Structure, new_structure, parse_arguments, structure_of_file
 
 __all__ = [
     "FILE_EXTENSION",
+    "HAS_RANK",
+    "LIMITS_NORMS",
     "TRAINS_TEXT_ENCODER",
     "check_options",
     "check_parts",
@@ -32,7 +35,8 @@ __all__ = [
 ]
 
 TRAINS_TEXT_ENCODER = False  # for the host: there is nothing in a hypernetwork for the text encoder
-_DEFAULT_DIM, _DEFAULT_ALPHA = 4, 1.0  # of the host; a hypernetwork has neither
+LIMITS_NORMS = False  # it has no `apply_max_norm_regularization`
+HAS_RANK = False  # rank and alpha come as they were asked for, None where they were not: there is neither
 
 log = get_logger(__name__)
 
@@ -233,15 +237,23 @@ def _check_sizes(given: Mapping[str, Any], found: HypernetworkFile, where: str) 
         raise UserError.of(f"sizes={asked} is asked for, and {where} has {there}", ARGUMENTS, "leave it out")
 
 
-def check_options(network_dim: int | None, network_args: Mapping[str, str], weights: Path | None) -> None:
+def check_options(
+    network_dim: int | None,
+    network_args: Mapping[str, str],
+    weights: Path | None,
+    network_alpha: float | None = None,
+) -> None:
     """Looks at the options before any model is loaded; the host calls it where a module has it.
 
     Raises:
-        UserError: for a rank, an argument that does not exist or would do nothing, or a file that does not fit.
+        UserError: for a rank, an alpha, an argument that does not exist or would do nothing, or a file that does not
+            fit.
     """
-    if network_dim not in (None, _DEFAULT_DIM):
+    if network_dim is not None:
         what = f"a hypernetwork has no rank, and {network_dim} is asked for"
         raise UserError.of(what, "--network_dim", "leave it out; --network_args layer_structure=1,2,1 says its widths")
+    if network_alpha is not None:
+        raise UserError.of("a hypernetwork has no alpha", "--network_alpha", "leave it out")
     given = parse_arguments(network_args)
     new_structure(given)  # with weights as well: they come after the network was made
     if weights is None:
@@ -278,11 +290,9 @@ def create_network(
         neuron_dropout: share dropped behind inner layers.
 
     Raises:
-        UserError: see `check_options`; `network_alpha` is another than the default, or a width does not exist.
+        UserError: see `check_options`; or a width does not exist.
     """
-    check_options(network_dim, network_args, None)
-    if network_alpha not in (None, _DEFAULT_ALPHA):
-        raise UserError.of("a hypernetwork has no alpha", "--network_alpha", "leave it out")
+    check_options(network_dim, network_args, None, network_alpha)
     given = parse_arguments(network_args)
     structure = new_structure(given, neuron_dropout)
     network = HypernetworkNetwork(unet, structure, given.get("sizes"), given, neuron_dropout)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from library.core.errors import UserError
-from library.core.randomness import NO_EPOCH, derived_seed
+from networks.dropout import BatchSeed, mask
 from networks.hypernetwork_structure import ACTIVATIONS, ARGUMENTS, Structure
 
 _STD = 0.01  # of the initialisation `Normal`, and of every layer norm's weight, as in the Web UI
-
-
-@dataclass
-class BatchSeed:
-    """The dropout seed of the batch at hand, shared by all modules of a network."""
-
-    value: int = 0
 
 
 class SeededDropout(nn.Module):
@@ -29,11 +21,9 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.share = share
 
-    def forward(self, x: Tensor, seed: int) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """x of any shape, with a share of its values 0 and the others scaled up."""
-        generator = torch.Generator(x.device).manual_seed(seed)
-        keep = 1.0 - self.share
-        return x * (torch.rand(x.shape, generator=generator, device=x.device) < keep).to(x.dtype) / keep
+        return x * mask(x, x.shape, self.share, generator)
 
 
 class HypernetworkModule(nn.Module):
@@ -83,13 +73,13 @@ class HypernetworkModule(nn.Module):
             hidden = x.to(next(self.parameters()).dtype)
         for number, layer in enumerate(self.linear):
             if isinstance(layer, SeededDropout):
-                hidden = layer(hidden, self._seed(place, number)) if self.training else hidden
+                hidden = layer(hidden, self._generator(place, number, hidden.device)) if self.training else hidden
             else:
                 hidden = layer(hidden)
         return x + (hidden * self.multiplier).to(x.dtype)
 
-    def _seed(self, place: str, number: int) -> int:
-        return derived_seed(self._batch_seed.value, NO_EPOCH, f"{place}.{number}", "hypernetwork dropout")
+    def _generator(self, place: str, number: int, device: torch.device) -> torch.Generator:
+        return self._batch_seed.generator(f"{place}.{number}", "hypernetwork dropout", device)
 
 
 class HypernetworkPair(nn.Module):

@@ -14,30 +14,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from library.core.errors import Problems, UserError
+from library.core.errors import UserError
 from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import with_hashes, write_safetensors
-from library.models.files.weights import open_weights
-from networks.lora_arguments import (
-    BLOCKS,
-    SHAPE_NAMES,
-    TEXT_ENCODER_NAMES,
-    UNET_NAMES,
-    WHERE,
-    LoraArguments,
-    parse_arguments,
-)
-from networks.lora_files import ALPHA, DOWN, UP, check_file, modules_in, read_network_file, shapes_in
-from networks.lora_modules import BatchSeed, LoraModule, Target
+from library.models.precision import in_precision
+from networks.dropout import BatchSeed
+from networks.lora_arguments import BLOCKS, LoraArguments, parse_arguments
+from networks.lora_checks import check_family, check_options, check_parts
+from networks.lora_files import ALPHA, DOWN, UP, read_network_file, shapes_in, written_alphas
+from networks.lora_modules import LoraModule, Target
 from networks.lora_targets import (
     TEXT_ENCODER_PREFIX,
     UNET_PREFIX,
     all_layers,
     block_of,
     block_weight,
+    is_wide,
     planned_text_encoder,
     planned_unet,
 )
+
+__all__ = [
+    "LoraNetwork",
+    "check_family",
+    "check_options",
+    "check_parts",
+    "create_network",
+    "create_network_from_weights",
+]
 
 
 class LoraNetwork(nn.Module):
@@ -156,25 +160,49 @@ class LoraNetwork(nn.Module):
         norms = torch.stack([norm for _, norm in limited])
         return scaled, norms.mean(), norms.max()
 
-    def file_tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The tensors as they stand in a file, by public key."""
-        return {
-            f"{module.name}.{key}": value.detach().to("cpu", dtype or value.dtype)
-            for module in self.loras()
-            for key, value in module.state_dict().items()
-        }
+    def file_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors as they stand in a file, by public key, on the CPU.
+
+        Where a module is told with another alpha than its own (`written_alphas`), its up weights are scaled for it; the
+        change is the same but for rounding in the last bit, and exactly the same where the factor is a power of 2.
+        """
+        written = self._written_alphas()
+        tensors: dict[str, torch.Tensor] = {}
+        for module in self.loras():
+            alpha = written[module.name]
+            own = {key: value.detach().cpu() for key, value in module.state_dict().items()}
+            if alpha != float(own[ALPHA]):
+                own[UP] = (own[UP].float() * (float(own[ALPHA]) / alpha)).to(own[UP].dtype)
+                own[ALPHA] = torch.full_like(own[ALPHA], alpha)
+            tensors.update({f"{module.name}.{key}": value for key, value in own.items()})
+        return tensors
+
+    def _written_alphas(self) -> dict[str, float]:
+        """The alpha that a file tells of each module."""
+        written: dict[str, float] = {}
+        for group in (self.text_encoder_loras, self.unet_loras):
+            alphas = {module.name: float(module.alpha) for module in _modules(group)}
+            wide = {module.name for module in _modules(group) if is_wide(module.lora_down)}
+            written.update(written_alphas(alphas, wide))
+        return written
 
     def save_weights(self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
         """Writes the network, whole or not at all: as .safetensors with the metadata, otherwise (.ckpt, .pt) in the
-        form of `torch.save`, a bare dict of tensors, which has no place for them."""
-        path, tensors = Path(file), self.file_tensors(dtype)
+        form of `torch.save`, a bare dict of tensors, which has no place for them.
+
+        Raises:
+            UserError: a number does not fit into `dtype`; nothing was written.
+        """
+        path = Path(file)
+        tensors = {key: in_precision(key, value, dtype, path) for key, value in self.file_tensors().items()}
         if path.suffix == ".safetensors":
             write_safetensors(path, tensors, with_hashes(metadata or {}))
         else:
             write_pickled(path, tensors, None)
 
     def load_weights(self, file: str | Path) -> None:
-        """Takes the weights of a file made for the same targets and ranks.
+        """Takes the weights of a file made for the same targets and ranks, and its alphas. A network whose alphas
+        differ keeps its own, with up weights scaled for them: a file does not tell them all.
 
         Raises:
             UserError: when a module of the file has no place here, one here is missing in the file, or a shape differs.
@@ -193,10 +221,14 @@ class LoraNetwork(nn.Module):
             for key, value in own.items():
                 if not key.endswith(f".{ALPHA}"):
                     value.copy_(given[key].view(value.shape))  # 1x1 convolutions and linear layers differ by [.., 1, 1]
+        keeps_alphas = any(alpha != float(own[f"{name}.{ALPHA}"]) for name, alpha in self._written_alphas().items())
         for module in self.loras():
             shape = shapes[module.name]
-            module.scale = shape.alpha / shape.rank
-            module.alpha.fill_(shape.alpha)
+            if keeps_alphas:
+                module.lora_up.weight.data.mul_(shape.alpha / float(module.alpha))
+            else:
+                module.scale = shape.alpha / shape.rank
+                module.alpha.fill_(shape.alpha)
 
     def check_fit(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
         """Whether the tensors have the sizes of this network's; those of modules that it does not have are no matter.
@@ -232,46 +264,6 @@ class LoraNetwork(nn.Module):
             if module.name in shapes:
                 down, up = (weights_sd[f"{module.name}.{key}"] for key in (DOWN, UP))
                 module.merge(down, up, shapes[module.name].alpha, dtype)
-
-
-def check_options(network_dim: int | None, network_args: Mapping[str, str], weights: Path | None) -> None:
-    """Looks at the options before any model is loaded; the host calls it where a module has it.
-
-    Args:
-        network_dim: the rank asked for; None where every rank comes from the file.
-        network_args: the words of `--network_args`.
-        weights: file to go on from.
-
-    Raises:
-        UserError: for arguments that do not exist, make no sense or contradict each other, or a file that is no LoRA
-            of these ranks.
-    """
-    problems = Problems()
-    arguments = problems.attempt(lambda: parse_arguments(network_dim, None, None, network_args))
-    if weights is not None and network_dim is None:
-        for name in SHAPE_NAMES:
-            if name in network_args:
-                problems.add(f"{name}: the file says it", WHERE, f"remove {name}, or --dim_from_weights")
-        problems.attempt(lambda: modules_in(open_weights(weights).shapes, f"--network_weights {weights}"))
-    elif weights is not None and arguments is not None:
-        is_plain = not any(name in network_args for name in SHAPE_NAMES)
-        problems.attempt(lambda: check_file(weights, arguments, is_plain))
-    problems.raise_if_any()
-
-
-def check_parts(network_args: Mapping[str, str], trains_text_encoder: bool, trains_unet: bool) -> None:
-    """Whether the arguments speak of parts that train; the host calls it where a module has it.
-
-    Raises:
-        UserError: naming those that would do nothing.
-    """
-    problems = Problems()
-    parts = (("text encoder", trains_text_encoder, TEXT_ENCODER_NAMES), ("U-Net", trains_unet, UNET_NAMES))
-    for part, trains, names in parts:
-        for name in names:
-            if name in network_args and not trains:
-                problems.add(f"{name}: the {part} does not train", WHERE, f"remove {name}, or let the {part} train")
-    problems.raise_if_any()
 
 
 def create_network(

@@ -213,6 +213,14 @@ def _ratios(reader: _Reader) -> dict[str, float]:
     return {part: ratio for part, ratio in ratios.items() if ratio is not None}
 
 
+def idle_ratio(given: Mapping[str, str], trains_text_encoder: bool, trains_unet: bool) -> str | None:
+    """Why `loraplus_lr_ratio` would do nothing where one part trains alone; None where it does something."""
+    own = _TEXT_RATIO if trains_text_encoder else _UNET_RATIO
+    if _RATIO in given and own in given and trains_text_encoder != trains_unet:
+        return f"{_RATIO}: the only part that trains has a ratio of its own"
+    return None
+
+
 def _to_number(word: str) -> float | None:
     try:
         number = float(word)

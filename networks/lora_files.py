@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,7 @@ import torch
 
 from library.core.errors import UserError
 from library.models.files.weights import open_weights
-from networks.lora_arguments import LoraArguments
 from networks.lora_modules import Shape
-from networks.lora_targets import TEXT_ENCODER_PREFIX, unet_shape
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 _KINDS = frozenset((DOWN, UP, ALPHA))
@@ -47,6 +46,22 @@ def shapes_in(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, Shap
     return {name: Shape(module.rank, alphas[name] or float(module.rank)) for name, module in modules.items()}
 
 
+def written_alphas(alphas: Mapping[str, float], wide: Collection[str]) -> dict[str, float]:
+    """The alpha that a file tells of each module of one part (text encoder or U-Net).
+
+    Diffusers takes the alpha that most modules of a part have for all layers of attention. So linear layers are written
+    with that one, and the rest of their own goes into the up weights. 3x3 convolutions keep theirs, which it knows.
+
+    Args:
+        alphas: of the modules, by name.
+        wide: names of those for 3x3 convolutions.
+    """
+    counts, of_wide = Counter(alphas.values()), {alphas[name] for name in wide}
+    # where two are as frequent, that of the convolutions: with the linear layers it becomes the more frequent one
+    common = max(counts, key=lambda alpha: (counts[alpha], alpha in of_wide), default=1.0)
+    return {name: alpha if name in wide else common for name, alpha in alphas.items()}
+
+
 def modules_in(shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, FileModule]:
     """The modules of a file by name, from the shapes of its tensors.
 
@@ -66,47 +81,3 @@ def modules_in(shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, Fil
             f"the two matrices of {broken[0]} do not fit together", where, "take another copy of the file"
         )
     return {name: FileModule(shape[0], len(shape) == 4 and tuple(shape[2:]) != (1, 1)) for name, shape in downs.items()}
-
-
-def check_file(path: Path, arguments: LoraArguments, plain: bool) -> None:
-    """Whether a file can be gone on from with the shapes that are asked for.
-
-    Args:
-        plain: the shapes are said by `--network_dim` alone.
-
-    Raises:
-        UserError: it is no LoRA file, or has other shapes.
-    """
-    where = f"--network_weights {path}"
-    modules = modules_in(open_weights(path).shapes, where)
-    _check_convolutions(modules, arguments, where)
-    ranks = sorted({module.rank for module in modules.values()})
-    if plain and ranks != [arguments.rank]:
-        found = " and ".join(map(str, ranks))
-        what = f"the file has rank {found}, --network_dim asks for {arguments.rank}"
-        one = f"give --network_dim {found}"
-        fix = one if len(ranks) == 1 else "give --dim_from_weights, which takes every rank from the file"
-        raise UserError.of(what, where, fix)
-    for name, module in modules.items():
-        asked = _asked_rank(name, module, arguments)
-        if asked != module.rank:
-            what = f"{name} has rank {module.rank}, the options ask for {asked or 'no such module'}"
-            raise UserError.of(what, where, "give --dim_from_weights, and no dims in --network_args")
-
-
-def _asked_rank(name: str, module: FileModule, arguments: LoraArguments) -> int:
-    """The rank that the options give to a module of this name; 0 if they make none."""
-    if name.startswith(f"{TEXT_ENCODER_PREFIX}_"):
-        return arguments.rank
-    shape = unet_shape(name, module.wide, arguments)
-    return 0 if shape is None else shape.rank
-
-
-def _check_convolutions(modules: Mapping[str, FileModule], arguments: LoraArguments, where: str) -> None:
-    wide = [module.rank for module in modules.values() if module.wide]
-    if wide and arguments.convolutions is None:
-        fix = f"give --dim_from_weights, or --network_args conv_dim={wide[0]}"
-        raise UserError.of("the file has modules for 3x3 convolutions, and none are asked for", where, fix)
-    if not wide and arguments.convolutions is not None:
-        fix = "give --dim_from_weights, or remove the conv_… arguments from --network_args"
-        raise UserError.of("the file has no modules for 3x3 convolutions, and these are asked for", where, fix)

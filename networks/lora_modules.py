@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
+
+from networks.dropout import BatchSeed, mask
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,6 @@ class Dropouts:
     neuron: float = 0.0
     rank: float = 0.0
     module: float = 0.0
-
-
-@dataclass
-class BatchSeed:
-    """The dropout seed of the batch at hand, shared by all modules of a network."""
-
-    value: int = 0
 
 
 class LoraModule(nn.Module):
@@ -137,33 +131,21 @@ class LoraModule(nn.Module):
         """What the dropouts leave of the inner values: (B, …, rank), or (B, rank, H, W) of a convolution."""
         dropouts = self.dropouts
         if dropouts.neuron:
-            hidden = hidden * self._mask(hidden, tuple(hidden.shape), dropouts.neuron, "")
+            hidden = hidden * mask(hidden, hidden.shape, dropouts.neuron, self._generator("neuron", hidden.device))
         if dropouts.rank:
             channel = 1 if isinstance(self.lora_down, nn.Conv2d) else hidden.dim() - 1
-            shape = tuple(size if axis in (0, channel) else 1 for axis, size in enumerate(hidden.shape))
-            hidden = hidden * self._mask(hidden, shape, dropouts.rank, "rank")
+            shape = [size if axis in (0, channel) else 1 for axis, size in enumerate(hidden.shape)]
+            hidden = hidden * mask(hidden, shape, dropouts.rank, self._generator("rank", hidden.device))
         if dropouts.module:
-            generator = torch.Generator().manual_seed(self._seed("module"))  # on the CPU, where its answer is needed
-            if float(torch.rand((), generator=generator)) < dropouts.module:
+            drawn = torch.rand((), generator=self._generator("module", "cpu"))  # where its answer is needed
+            if float(drawn) < dropouts.module:
                 hidden = hidden * 0.0  # not skipped: every weight needs a gradient when processes average theirs
         return hidden
 
-    def _mask(self, like: torch.Tensor, shape: tuple[int, ...], dropped: float, purpose: str) -> torch.Tensor:
-        """Zeros and 1 / (1 - dropped)."""
-        generator = torch.Generator(like.device).manual_seed(self._seed(purpose))
-        drawn = torch.rand(shape, generator=generator, device=like.device)
-        return (drawn >= dropped).to(like.dtype) / (1.0 - dropped)
-
-    def _seed(self, purpose: str) -> int:
-        """Depends on the batch and the module's name alone, so that the second forward pass of gradient checkpointing,
-        any process and a resumed run see the same mask."""
-        return self._batch_seed.value ^ _stable_number(f"{self.name} {purpose}".rstrip())
+    def _generator(self, kind: str, device: torch.device | str) -> torch.Generator:
+        return self._batch_seed.generator(self.name, f"lora {kind} dropout", device)
 
 
 def is_plain_convolution(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a 2-D convolution that a pair of convolutions can change: not grouped, not dilated."""
     return isinstance(layer, nn.Conv2d) and layer.groups == 1 and set(layer.dilation) == {1}
-
-
-def _stable_number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")

@@ -18,6 +18,9 @@ TEXT_ENCODER_TARGETS = ("CLIPAttention", "CLIPMLP")
 TEXT_MODEL_ROOT = "text_model"
 _SIDE = re.compile(rf"{UNET_PREFIX}_(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_")
 _LAYERS_PER_BLOCK = 3  # of one resolution, a change of size included
+# By number: IN00 is the first convolution; IN03, IN06 and IN09 are nothing but a change of size.
+_RESIDUAL_BLOCKS = tuple(block for block in range(1, len(BLOCKS)) if block not in (3, 6, 9))
+_ATTENTION_BLOCKS = tuple(block for block in _RESIDUAL_BLOCKS if block < 9 or block == 12 or block > 15)
 
 
 def unet_targets(unet: nn.Module | None, with_convolutions: bool = False) -> dict[str, nn.Module]:
@@ -64,6 +67,19 @@ def unet_shape(name: str, wide: bool, arguments: LoraArguments) -> Shape | None:
     if grid is None or block_weight(name, arguments.weights) == 0:
         return None
     return _at(grid, block_of(name))
+
+
+def trained_blocks(arguments: LoraArguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks of the U-Net in which a new network has modules: of linear layers and 1x1 convolutions, and of 3x3
+    convolutions."""
+    convolutions, weights = arguments.convolutions, arguments.weights
+    places = _ATTENTION_BLOCKS if convolutions is None else _RESIDUAL_BLOCKS
+
+    def of(grid: Grid | None, blocks: Sequence[int]) -> tuple[int, ...]:
+        wanted = [block for block in blocks if weights is None or weights[block] > 0]
+        return () if grid is None else tuple(block for block in wanted if grid.ranks[block] > 0)
+
+    return of(arguments.linear, places), of(convolutions, range(1, len(BLOCKS)))
 
 
 def block_weight(name: str, weights: Sequence[float] | None) -> float:

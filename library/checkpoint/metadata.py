@@ -6,7 +6,7 @@ Values tell what really happened. They hold names, never paths, and never a toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +180,11 @@ def objective_values(objective: ObjectiveOptions) -> dict[str, Any]:
     }
 
 
+def average_values(title: str, decay: float) -> dict[str, str]:
+    """What the metadata of a running average says otherwise than that of the weights themselves."""
+    return {"modelspec.title": title, "ss_ema_decay": str(decay)}
+
+
 def memory_values(memory: MemoryOptions) -> dict[str, Any]:
     """`ss_*` keys taken from the options of memory and speed."""
     return {
@@ -197,8 +202,17 @@ def network_values(network: NetworkOptions) -> dict[str, Any]:
         "ss_network_dim": _VARIOUS if network.network_dim is None else network.network_dim,
         "ss_network_alpha": _VARIOUS if network.network_alpha is None else network.network_alpha,
         "ss_network_dropout": network.network_dropout,
+        "ss_scale_weight_norms": network.scale_weight_norms,
+        "ss_network_weights": _file_names((network.network_weights,)) if network.network_weights else None,
+        "ss_base_weights": _file_names(network.base_weights),
+        "ss_base_weights_multiplier": list(network.base_weights_multiplier),
         "ss_network_args": {name: _without_folder(value) for name, value in _pairs(network.network_args)},
     }
+
+
+def _file_names(paths: Sequence[str]) -> list[str]:
+    """Bare names: where files lie is nobody's business."""
+    return [Path(path).name for path in paths]
 
 
 def _pairs(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,16 @@ def derived_seed(seed: int, epoch: int, key: str, purpose: str) -> int:
     return int(generator(seed, epoch, key, purpose).integers(2**63 - 1))
 
 
+def seed_foreign_draws(seed: int) -> None:
+    """Begins torch's global state anew: for foreign modules that draw from it whenever they are called.
+
+    Nothing of ours draws from it, so nobody else notices.
+    """
+    import torch  # here, because options and other torch-free code import this module
+
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def seeded_torch(seed: int, purpose: str) -> Iterator[None]:
     """Runs code that can only draw from torch's global state (foreign network modules, layer constructors).

@@ -6,7 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,34 +14,46 @@ from torch import nn
 from library.core.atomic_io import write_whole
 from library.core.errors import UserError
 from library.core.log import get_logger
-from library.core.randomness import seeded_torch
+from library.core.randomness import seed_foreign_draws, seeded_torch
+from library.core.tensor_files import made
 from library.methods.base import TEXT_ENCODER
 from library.methods.model_views import text_encoder_view, unet_view
 from library.methods.network_module import (
+    ARGUMENTS,
     MODULE,
+    ask_module,
+    check_network_family,
     check_network_options,
+    drops_layers,
     import_network_module,
     is_ours,
     network_extension,
     network_in_force,
     parse_network_args,
+    rank_and_alpha,
+    without_idle_text_encoder,
 )
 from library.methods.rates import PartRates
-from library.options.network import (
-    NetworkOptions,
-    base_weights_in_force,
-    network_alpha_in_force,
-    network_dim_in_force,
-)
+from library.models.precision import in_precision
+from library.options.network import NetworkOptions, base_weights_in_force
 
 if TYPE_CHECKING:  # this file is imported before a model is wanted, and diffusers takes seconds
     from library.models.stable_diffusion import StableDiffusion
 
-__all__ = ["Network", "check_network_options", "network_extension", "network_in_force"]
+__all__ = [
+    "Network",
+    "check_network_family",
+    "check_network_options",
+    "drops_layers",
+    "network_extension",
+    "network_in_force",
+    "without_idle_text_encoder",
+]
 
 log = get_logger(__name__)
 
 Views = tuple[nn.Module, nn.Module]  # of the text encoder and of the U-Net
+AnswerT = TypeVar("AnswerT")
 LimitNorms = Callable[[float, torch.device], tuple[Any, Any, Any]]
 
 
@@ -92,12 +104,13 @@ class Network:
             log.info("part of the base model: %s, strength %g", Path(file).name, strength)
         with seeded_torch(self._seed, "network"):
             network = self._create(models.vae, views)
-        network.apply_to(*views, not options.network_train_unet_only, not options.network_train_text_encoder_only)
+        wanted = not options.network_train_unet_only, not options.network_train_text_encoder_only
+        self._ask(MODULE, lambda: network.apply_to(*views, *wanted))
         if options.network_weights is not None:
             where = f"--network_weights {options.network_weights}"
-            _refuse_left_over(network.load_weights(options.network_weights), where)
+            _refuse_left_over(self._ask(where, lambda: network.load_weights(options.network_weights)), where)
         if hasattr(network, "prepare_grad_etc"):
-            network.prepare_grad_etc(*views)
+            self._ask(MODULE, lambda: network.prepare_grad_etc(*views))
         self._probe(network, views)
         self._network = network
         return network
@@ -106,26 +119,23 @@ class Network:
         """A fresh network, or one with the ranks of the file of `--network_weights`."""
         options = self._options
         arguments = {**self._dropout(), **self._arguments}
-        try:
-            if options.dim_from_weights:
-                make = self._module.create_network_from_weights
-                return make(1.0, options.network_weights, vae, *views, **arguments)[0]
-            dim, alpha = network_dim_in_force(options), network_alpha_in_force(options)
-            return self._module.create_network(1.0, dim, alpha, vae, *views, **arguments)
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            if is_ours(self._module):
-                raise
-            what = f"{self._module.__name__} refuses: {type(error).__name__}: {error}"
-            raise UserError.of(what, f"{MODULE}, --network_args", "look at the module's own manual") from error
+        if options.dim_from_weights:
+            make, file = self._module.create_network_from_weights, options.network_weights
+            network, _ = self._ask(f"--network_weights {file}", lambda: make(1.0, file, vae, *views, **arguments))
+            return network
+        if self._arguments and not is_ours(self._module):
+            log.info("%s: %s go to %s unchecked", ARGUMENTS, ", ".join(self._arguments), self._module.__name__)
+        rank = rank_and_alpha(self._module, options)
+        return self._ask(MODULE, lambda: self._module.create_network(1.0, *rank, vae, *views, **arguments))
+
+    def _ask(self, flag: str, question: Callable[[], AnswerT]) -> AnswerT:
+        return ask_module(self._module, self._options, flag, question)
 
     def _dropout(self) -> dict[str, float]:
         """`--network_dropout` by the name that the module knows it by: `dropout` in LyCORIS."""
-        options, asked = self._options, self._options.network_dropout
+        asked = self._options.network_dropout
         if asked is None:
             return {}
-        if options.dim_from_weights and not is_ours(self._module):  # the protocol has no place for it there
-            fix = "give --network_dim instead of --dim_from_weights, or no --network_dropout"
-            raise UserError.of(f"{self._module.__name__} takes none together with a file", "--network_dropout", fix)
         known = inspect.signature(self._module.create_network).parameters
         return {"neuron_dropout" if "neuron_dropout" in known else "dropout": asked}
 
@@ -135,14 +145,13 @@ class Network:
         Our own are merged into its weights where they can be. Those of others stay beside it, frozen: the merging of
         LyCORIS 4.1 ignores the strength, and counts alpha / dim of LoHa and LoKr twice.
         """
-        network, weights = self._module.create_network_from_weights(
-            strength, file, models.vae, *views, for_inference=True
-        )
+        where, make = f"--base_weights {file}", self._module.create_network_from_weights
+        network, weights = self._ask(where, lambda: make(strength, file, models.vae, *views, for_inference=True))
         if is_ours(self._module) and network.is_mergeable():
             network.merge_to(*views, weights, models.unet.dtype, models.unet.device)
             return
-        network.apply_to(*views, True, True)
-        _refuse_left_over(network.load_weights(file), f"--base_weights {file}")
+        self._ask(where, lambda: network.apply_to(*views, True, True))
+        _refuse_left_over(self._ask(where, lambda: network.load_weights(file)), where)
         network.set_multiplier(strength)
         network.to(models.unet.device, models.unet.dtype).requires_grad_(False).eval()
         self._base_networks.append(network)
@@ -168,7 +177,7 @@ class Network:
         rates = [self._rates.text_encoder, self._rates.unet]
         if len(inspect.signature(prepare).parameters) > 2:
             rates.append(self._rates.asked)
-        answer = prepare(*rates)
+        answer = self._ask(MODULE, lambda: prepare(*rates))
         groups, names = answer if isinstance(answer, tuple) else (answer, ())
         if not groups:
             raise UserError.of("the network has nothing to train", MODULE, "check the --network_… options")
@@ -194,7 +203,7 @@ class Network:
 
     def trains_text_encoder(self, step: int) -> bool:
         """The whole run or never. A module without anything for the text encoder says so: TRAINS_TEXT_ENCODER."""
-        return not self._options.network_train_unet_only and getattr(self._module, "TRAINS_TEXT_ENCODER", True)
+        return not without_idle_text_encoder(self._options).network_train_unet_only
 
     def start_epoch(self) -> None:
         """Tells networks that want to know of it."""
@@ -207,7 +216,7 @@ class Network:
         if self._start_batch is not None:
             self._start_batch(seed)
         elif not is_ours(self._module):
-            torch.manual_seed(seed)
+            seed_foreign_draws(seed)
 
     def after_update(self) -> Mapping[str, float | torch.Tensor]:
         """Limits the norms where asked (`--scale_weight_norms`); returns what that did."""
@@ -220,7 +229,23 @@ class Network:
         return {"max_norm/keys_scaled": scaled, "max_norm/average_key_norm": mean, "max_norm/max_key_norm": largest}
 
     def save(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Writes the network file, whole or not at all, whatever the module's own way of writing."""
+        """Writes the network file, whole or not at all, whatever the module's own way of writing.
+
+        Raises:
+            UserError: a number does not fit the format asked for; the network was saved in float32 instead, for hours
+                of training may be in it.
+        """
+        try:
+            if not is_ours(self._module):  # those of others convert without a look
+                for name, value in self._network.state_dict().items():
+                    made(in_precision(name, value, dtype, path))
+            self._write(path, dtype, metadata)
+        except UserError as error:
+            self._write(path, torch.float32, metadata)
+            what = f"{error.problems[0].what}: the trained network was saved in float32 instead"
+            raise UserError.of(what, str(path), "--save_precision bf16 or float keeps more range") from None
+
+    def _write(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         write_whole(path, lambda temporary: self._network.save_weights(str(temporary), dtype, dict(metadata)))
 
 

@@ -3,7 +3,9 @@ rates they really apply."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -28,22 +30,33 @@ Optimizer = torch.optim.Optimizer
 
 ARGUMENTS_FLAG = "--optimizer_args"
 FOUND_RATE = 1.0  # what an optimizer multiplies the rate with that it finds, where nobody says otherwise
+# of a group, where a schedule sets the rates itself: the rate that was asked for, and the highest of the schedule
+ASKED_RATE, PEAK_RATE = "asked_lr", "peak_lr"
 
 _RATE_FLAGS = "--learning_rate, --unet_lr, --text_encoder_lr"
 _GIVEN_BY_US = {"lr": "use --learning_rate", "layer_scale": "give the parts rates of their own"}
 _SCALE = "layer_scale"  # DAdaptAdam's factor of a group, in place of unequal rates
 _EACH_PARAMETER_ALONE = ("torch", "bitsandbytes", "lion_pytorch", "transformers")  # packages whose optimizers do so
 _SET_ASIDE = "set_aside_weights"
+_APPLIED = "applied_rates"  # of an optimizer that finds the rate: what its latest step multiplied with, by group
+_RECTIFIES_SILENTLY = "RAdamScheduleFree"
 
 
-def check_optimizer(options: OptimizerOptions, rates: Mapping[str, float | None], problems: Problems) -> None:
+def check_optimizer(
+    options: OptimizerOptions,
+    rates: Mapping[str, float | None],
+    problems: Problems,
+    dimensions: Collection[int] = (1, 2, 4),
+) -> None:
     """Whether the optimizer is there, takes its arguments, and can train each part at its rate.
 
-    Imports the one package that is asked for, and makes the optimizer once, over a single small weight.
+    Imports the one package that is asked for, and makes the optimizer over single small weights.
 
     Args:
         rates: of the parts that train, by name; None where nobody said one.
         problems: takes everything that was found.
+        dimensions: the numbers of dimensions that the trained weights have; vectors, matrices and convolutions are
+            what models and networks consist of.
     """
     known = len(problems)
     check_switches(options, problems)
@@ -62,10 +75,9 @@ def check_optimizer(options: OptimizerOptions, rates: Mapping[str, float | None]
             fix = f"remove {_RATE_FLAGS}, or give {ARGUMENTS_FLAG} relative_step=False to set the rate"
             problems.add(what, _RATE_FLAGS, fix)
         given = {}
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    groups = [{"params": [weight], "lr": FOUND_RATE, "name": "trial"}]
-    trial = problems.attempt(lambda: _construct(choice, arguments, groups))
+    trial = problems.attempt(lambda: _trial(choice, arguments))
     if trial is not None:
+        _check_dimensions(choice, arguments, dimensions, problems)
         reason = _why_not_unequal(trial, list(given.values()))
         if reason is not None:
             told = ", ".join(f"{name} {rate:g}" for name, rate in given.items())
@@ -80,8 +92,34 @@ def finds_rate_itself(options: OptimizerOptions) -> bool:
 
 def has_own_schedule(options: OptimizerOptions) -> bool:
     """Whether the optimizer sets its rate at every update (Adafactor with `relative_step`, which is its default)."""
-    words = dict(word.replace(" ", "").partition("=")[::2] for word in options.optimizer_args)
-    return is_adafactor(chosen_path(options)) and words.get("relative_step", "true").lower() not in ("false", "0")
+    if not is_adafactor(chosen_path(options)):
+        return False
+    unread = Problems()  # told by `check_optimizer`
+    choice = unread.attempt(lambda: resolve(options))
+    return choice is not None and _has_own_rate(choice.kind, _arguments(choice, options, unread))
+
+
+def idle_updates(options: OptimizerOptions) -> float:
+    """The number of first updates that change no weight; infinite where all of them do so, 0 for most optimizers.
+
+    RAdamScheduleFree waits until the variance of its step size is bounded (Liu et al. 2020: the length of the average
+    of squared gradients must be above 4), unless it is told `silent_sgd_phase=False`.
+    """
+    if not chosen_path(options).endswith(f".{_RECTIFIES_SILENTLY}"):
+        return 0
+    unread = Problems()
+    choice = unread.attempt(lambda: resolve(options))
+    optimizer = None if choice is None else unread.attempt(lambda: _trial(choice, _arguments(choice, options, unread)))
+    if optimizer is None or not optimizer.defaults["silent_sgd_phase"]:
+        return 0
+    betas = optimizer.defaults["betas"]
+    if not isinstance(betas, tuple) or len(betas) != 2 or not 0 <= betas[1] < 1:
+        return 0  # the class takes them, and stops at its first step
+    beta = betas[1]
+    longest = 2 / (1 - beta) - 1
+    if longest <= 4:
+        return math.inf
+    return next(t for t in count(1) if longest - 2 * t * beta**t / (1 - beta**t) > 4) - 1
 
 
 def make_optimizer(options: OptimizerOptions, param_groups: Sequence[dict[str, Any]]) -> Optimizer:
@@ -104,9 +142,7 @@ def make_optimizer(options: OptimizerOptions, param_groups: Sequence[dict[str, A
         for group in groups:
             group["lr"] = None
     elif len(set(rates)) > 1 and adapts_by_distance(path_of(choice.kind)):
-        weight = torch.nn.Parameter(torch.zeros(2, 2))
-        trial = _construct(choice, arguments, [{"params": [weight], "lr": FOUND_RATE}])
-        reason = _why_not_unequal(trial, rates)
+        reason = _why_not_unequal(_trial(choice, arguments), rates)
         if reason is not None:
             told = ", ".join(f"{group['name']} {group['lr']:g}" for group in groups)
             what = f"{choice.name} {reason}, and they are: {told}"
@@ -116,6 +152,8 @@ def make_optimizer(options: OptimizerOptions, param_groups: Sequence[dict[str, A
     optimizer = _construct(choice, arguments, groups)
     if arguments.get("nesterov") and ignores_nesterov(choice.kind):
         add_nesterov(optimizer)
+    if adapts_by_distance(path_of(choice.kind)):
+        optimizer.register_step_pre_hook(_remember_rates)
     return optimizer
 
 
@@ -135,6 +173,10 @@ def describe_optimizer(options: OptimizerOptions, optimizer: Optimizer) -> list[
         lines.append("optimizer: it finds its rate at every update; no learning rate and no schedule apply")
     elif adapts_by_distance(path_of(type(inner))):
         lines.append("optimizer: it finds the rate d by itself; the learning rate is a factor of it (1 is usual)")
+    idle = idle_updates(options)
+    if idle:
+        what = f"its first {idle:g} updates only measure gradients and change no weight"
+        lines.append(f"optimizer: {what}, unless silent_sgd_phase=False is given")
     scales = {group["name"]: group[_SCALE] for group in inner.param_groups if group.get(_SCALE, 1.0) != 1.0}
     if scales:
         shares = ", ".join(f"{name} {scale:g}" for name, scale in scales.items())
@@ -153,14 +195,31 @@ def optimizer_name(options: OptimizerOptions) -> str:
 def rates_in_force(optimizer: Optimizer) -> dict[str, float | torch.Tensor]:
     """The rate that the latest update really applied, by the name of the group.
 
-    A plain optimizer's is the group's `lr`; D-Adaptation's and Prodigy's `d` times that; Adafactor's its own, as a mean
-    over the weights where it scales with them; a schedule-free one's includes its warm-up. To be asked after the
-    optimizer's step and before the schedule's, which sets the rate of the next update.
+    A plain optimizer's is the group's `lr`; D-Adaptation's and Prodigy's that times the `d` the update began with, and
+    times the bias correction where they are told to make it; Adafactor's its own, as a mean over the weights where it
+    scales with them; a schedule-free one's includes its warm-up. To be asked after the optimizer's step and before the
+    schedule's, which sets the rate of the next update.
     """
     inner = unwrapped(optimizer)
-    return {
-        group.get("name", f"group{number}"): _rate_of(inner, group) for number, group in enumerate(inner.param_groups)
-    }
+    return {_name_of(number, group): _rate_of(inner, number, group) for number, group in enumerate(inner.param_groups)}
+
+
+def rates_told(optimizer: Optimizer) -> dict[str, float]:
+    """The rate of each group to be told of a whole run, by the name of the group.
+
+    It is the rate that the schedule began with, not where it ended; the highest one where the schedule sets the rates
+    itself. D-Adaptation's and Prodigy's is times the `d` that was found at last, Adafactor's the one that it found.
+    """
+    inner = unwrapped(optimizer)
+    path, told = path_of(type(inner)), dict[str, float]()
+    for number, group in enumerate(inner.param_groups):
+        rate = group.get(PEAK_RATE, group.get("initial_lr", group["lr"]))
+        if adapts_by_distance(path) and "d" in group:
+            rate = group["d"] * rate * group.get(_SCALE, 1.0)
+        elif is_adafactor(path) and group["relative_step"]:
+            rate = _adafactor_rate(inner, group)
+        told[_name_of(number, group)] = float(rate)
+    return told
 
 
 def train_mode(optimizer: Optimizer) -> None:
@@ -231,6 +290,29 @@ def _construct(choice: Choice, arguments: Mapping[str, Any], groups: list[dict[s
         raise UserError.of(what, f"{FLAG}, {ARGUMENTS_FLAG}", "mend what it complains about") from error
 
 
+def _trial(choice: Choice, arguments: Mapping[str, Any], dimensions: int = 2) -> Optimizer:
+    """The optimizer over one small weight.
+
+    Raises:
+        UserError: where its class refuses.
+    """
+    weight = torch.nn.Parameter(torch.zeros((2,) * dimensions))
+    return _construct(choice, arguments, [{"params": [weight], "lr": FOUND_RATE, "name": "trial"}])
+
+
+def _check_dimensions(
+    choice: Choice, arguments: Mapping[str, Any], dimensions: Collection[int], problems: Problems
+) -> None:
+    """Some optimizers are made for matrices only (Muon)."""
+    refused = []
+    for number in sorted(set(dimensions) - {2}):
+        if Problems().attempt(lambda number=number: _trial(choice, arguments, number)) is None:  # type: ignore[misc]
+            refused.append(str(number))
+    if refused:
+        what = f"{choice.name} does not take weights with {' and '.join(refused)} dimensions, and there are such here"
+        problems.add(what, FLAG, "choose another; AdamW takes all")
+
+
 def _has_own_rate(kind: type[Optimizer], arguments: Mapping[str, Any]) -> bool:
     return is_adafactor(path_of(kind)) and bool(arguments.get("relative_step", True))
 
@@ -247,15 +329,39 @@ def _why_not_unequal(optimizer: Optimizer, rates: Sequence[float]) -> str | None
     return "finds one rate for all parts and cannot use unequal ones"
 
 
-def _rate_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float | torch.Tensor:
+def _name_of(number: int, group: Mapping[str, Any]) -> str:
+    return str(group.get("name", f"group{number}"))
+
+
+def _rate_of(optimizer: Optimizer, number: int, group: Mapping[str, Any]) -> float | torch.Tensor:
     path = path_of(type(optimizer))
     if adapts_by_distance(path) and "d" in group:
-        return group["d"] * group["lr"] * group.get(_SCALE, 1.0)
+        applied: list[float | torch.Tensor] = vars(optimizer).get(_APPLIED, [])
+        return applied[number] if number < len(applied) else _found_rate(optimizer, group)
     if is_schedule_free(path) and "scheduled_lr" in group:
         return float(group["scheduled_lr"])
     if is_adafactor(path):
         return _adafactor_rate(optimizer, group)
     return group["lr"]
+
+
+def _remember_rates(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Before a step, which moves by the `d` it begins with and leaves the next one behind."""
+    if all("d" in group for group in optimizer.param_groups):
+        vars(optimizer)[_APPLIED] = [_found_rate(optimizer, group) for group in optimizer.param_groups]
+
+
+def _found_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float | torch.Tensor:
+    """The rate of the coming step. `d`, the number of the step and the betas are those of the first group for all.
+
+    The correction is that of dadaptation 3.2 and prodigyopt 1.1.2: Adam's two corrections in one factor.
+    """
+    first, correction = optimizer.param_groups[0], 1.0
+    if first.get("use_bias_correction") and {"betas", "k"} <= first.keys():
+        beta1, beta2 = first["betas"]
+        step = first["k"] + 1
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    return first["d"] * group["lr"] * group.get(_SCALE, 1.0) * correction
 
 
 def _adafactor_rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float | torch.Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from library.core.errors import Problems, UserError, suggest_name
 from library.optim.arguments import missing_arguments, quietly, read_arguments, reason_of, signature_of
 from library.optim.curves import CURVES, RAMPS, Bends, read_rules
-from library.optim.optimizers import has_own_schedule
+from library.optim.optimizers import ASKED_RATE, PEAK_RATE, has_own_schedule, idle_updates, unwrapped
 from library.optim.registry import chosen_name, chosen_path, import_class, is_schedule_free
 from library.options.optimizer import OptimizerOptions
 
@@ -28,6 +30,9 @@ _SHAPING = (
 )  # fmt: skip
 _TRIAL_UPDATES = 3  # where the length of the run is not known yet
 _NEEDS_A_RATE_AT_ONCE = "DAdaptSGD"  # divides by the first update's rate
+_TRIAL_RATE = 1e-3
+
+Rates = Sequence[tuple[str, float]]  # of the parts, by name; blocks of a network may share one
 
 
 class OwnRates(LRScheduler):
@@ -52,65 +57,130 @@ def warmup_updates(options: OptimizerOptions, total_updates: int) -> int:
     return _updates(options.lr_warmup_steps, total_updates)
 
 
-def check_scheduler(options: OptimizerOptions, total_updates: int | None, problems: Problems) -> None:
+def check_scheduler(
+    options: OptimizerOptions, rates: Mapping[str, float], total_updates: int | None, problems: Problems
+) -> None:
     """Whether the schedule is known, obeys every option that is given for it, and fits into the run.
 
     Args:
+        rates: of the parts that train, by name; may be empty where they are not known.
         total_updates: None where the pictures decide, which are not known yet; `make_scheduler` looks again.
         problems: takes everything that was found.
     """
-    known = len(problems)
-    _check_choice(options, problems)
-    if len(problems) > known:
-        return
-    name = scheduler_name(options)
-    if options.lr_scheduler_type is not None:
-        _refuse_unused(options, frozenset(), f"{CLASS_FLAG} {name}", problems)
-        problems.attempt(lambda: _make_foreign(options, _trial_optimizer(), total_updates or _TRIAL_UPDATES))
-        return
-    curve = CURVES.get(name)
-    if curve is None:  # the optimizer's own
-        _refuse_unused(options, frozenset(), f"the schedule {name}", problems)
-        if options.lr_scheduler_args:
-            problems.add(f"the schedule {name} takes none", WORDS_FLAG, "remove it")
-        return
-    _refuse_unused(options, curve.options, f"the schedule {name}", problems)
-    _check_needs(options, name, problems)
-    _words(options, problems)
-    if total_updates is not None:
-        _check_fit(options, total_updates, problems)
+    _check(options, list(rates.items()), total_updates, problems)
 
 
 def make_scheduler(options: OptimizerOptions, optimizer: torch.optim.Optimizer, total_updates: int) -> LRScheduler:
     """The schedule over `total_updates`; to be advanced once per update, whatever the accumulation and the processes.
 
+    Where the schedule sets the rates itself, the groups keep the one that was asked for as `asked_lr`, and the highest
+    one of the run as `peak_lr`.
+
     Raises:
         UserError: where it does not fit into the run, or a class of others does not take its arguments.
     """
-    problems = Problems()
-    check_scheduler(options, total_updates, problems)
+    groups, problems = optimizer.param_groups, Problems()
+    rates = [(str(group.get("name", "a part")), group["lr"]) for group in groups if group["lr"] is not None]
+    peaks = _check(options, rates, total_updates, problems)
     problems.raise_if_any()
     if options.lr_scheduler_type is not None:
+        if peaks is not None:
+            for group, peak in zip(groups, peaks, strict=True):
+                group.update({ASKED_RATE: group["lr"], PEAK_RATE: peak})
         return _make_foreign(options, optimizer)
     name = scheduler_name(options)
     if name == OWN_NAME:
         return OwnRates(optimizer)
-    words = _words(options, problems)
-    lowest_rate = words.pop("lr_end", POLYNOMIAL_END if name == "polynomial" else 0.0)
-    bends = replace(_bends(options, total_updates), **words)
+    lowest, bends = _shape(options, total_updates)
     curves: list[Callable[[int], float]] = []
-    for group in optimizer.param_groups:
-        own = bends if name != "polynomial" else replace(bends, low=_share(lowest_rate, group))
+    for group in groups:
+        own = bends if name != "polynomial" else replace(bends, low=lowest / float(group["lr"]))
         curves.append(partial(CURVES[name].curve, bends=own))
     return LambdaLR(optimizer, curves)
 
 
-def _share(lowest_rate: float, group: Mapping[str, Any]) -> float:
-    rate = float(group["lr"])
-    if rate <= lowest_rate:
-        what = f"polynomial falls to {lowest_rate:g}, and {group.get('name', 'a part')} begins at {rate:g}"
-        raise UserError.of(what, f"{NAME_FLAG} polynomial", f"give {WORDS_FLAG} lr_end=0, or a higher learning rate")
-    return lowest_rate / rate
+def describe_scheduler(options: OptimizerOptions, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Lines for the start report: what a schedule of others takes into its own hands; nothing for ours."""
+    groups = unwrapped(optimizer).param_groups
+    if options.lr_scheduler_type is None or ASKED_RATE not in groups[0]:
+        return []
+    name = scheduler_name(options).rsplit(".", 1)[-1]
+    peaks = ", ".join(dict.fromkeys(f"{group.get('name', 'a part')} {group[PEAK_RATE]:g}" for group in groups))
+    lines = [f"schedule: {name} sets the rates itself, the learning rates given do not apply; its highest: {peaks}"]
+    if "base_momentum" in groups[0]:
+        what = f"between {groups[0]['base_momentum']:g} and {groups[0]['max_momentum']:g}"
+        lines.append(f"schedule: {name} moves the momentum (the first beta), too, {what}, unless cycle_momentum=False")
+    return lines
+
+
+def _check(options: OptimizerOptions, rates: Rates, total: int | None, problems: Problems) -> list[float] | None:
+    """`check_scheduler`; where a schedule of others sets the rates itself, the highest one of each part."""
+    known = len(problems)
+    _check_choice(options, problems)
+    _check_idle_updates(options, total, problems)
+    if len(problems) > known:
+        return None
+    name = scheduler_name(options)
+    if options.lr_scheduler_type is not None:
+        _refuse_unused(options, frozenset(), f"{CLASS_FLAG} {name}", problems)
+        return problems.attempt(lambda: _try_foreign(options, rates or [("trial", _TRIAL_RATE)], total))
+    curve = CURVES.get(name)
+    if curve is None:  # the optimizer's own
+        _refuse_unused(options, frozenset(), f"the schedule {name}", problems)
+        if options.lr_scheduler_args:
+            problems.add(f"the schedule {name} takes none", WORDS_FLAG, "remove it")
+        return None
+    _refuse_unused(options, curve.options, f"the schedule {name}", problems)
+    _check_needs(options, name, problems)
+    words = _words(options, problems)
+    if total is not None:
+        _check_fit(options, total, problems)
+    if name == "polynomial":
+        _check_end(words.get("lr_end", POLYNOMIAL_END), rates, problems)
+    if total is not None and len(problems) == known:
+        bends = _shape(options, total)[1]
+        if not any(curve.curve(update, bends=bends) for update in range(total)):
+            problems.attempt(lambda: _refuse_zeros(options, total))
+    return None
+
+
+def _check_idle_updates(options: OptimizerOptions, total: int | None, problems: Problems) -> None:
+    idle = idle_updates(options)
+    fix = "give --optimizer_args silent_sgd_phase=False, or choose another optimizer"
+    if math.isinf(idle):
+        problems.add(f"{chosen_name(options)} with these betas never changes a weight", "--optimizer_args", fix)
+    elif idle and total is not None and total <= idle:
+        what = f"{chosen_name(options)} changes no weight in its first {idle:g} updates, and the run has {total}"
+        problems.add(what, "--optimizer_type", f"train longer, {fix}")
+
+
+def _check_end(lowest: float, rates: Rates, problems: Problems) -> None:
+    """polynomial falls to a rate, not to a share of one."""
+    for part, rate in rates:
+        if rate <= lowest:
+            what = f"polynomial falls to {lowest:g}, and {part} begins at {rate:g}"
+            problems.add(what, f"{NAME_FLAG} polynomial", f"give {WORDS_FLAG} lr_end=0, or a higher learning rate")
+
+
+def _refuse_zeros(options: OptimizerOptions, total: int) -> None:
+    """A run that would change nothing.
+
+    Raises:
+        UserError: always.
+    """
+    name = scheduler_name(options)
+    where = {
+        f"{CLASS_FLAG if options.lr_scheduler_type is not None else NAME_FLAG} {name}": True,
+        "--lr_warmup_steps": options.lr_warmup_steps > 0,
+        WORDS_FLAG: bool(options.lr_scheduler_args),
+    }
+    what = f"the rate is 0 at every update of the run, which has {total}, so nothing would change"
+    fix = "train longer, or choose a schedule that does not begin with a rate of 0"
+    if options.lr_warmup_steps > 0:
+        fix = "train longer, or remove the warm-up, whose first update has the rate 0"
+    elif name == "piecewise_constant":
+        fix = f"give a factor above 0 before update {total}"
+    raise UserError.of(what, ", ".join(flag for flag, is_so in where.items() if is_so), fix)
 
 
 def _class_path(name: str) -> str:
@@ -131,6 +201,13 @@ def _bends(options: OptimizerOptions, total: int) -> Bends:
         low=options.lr_scheduler_min_lr_ratio or 0.0,
         timescale=options.lr_scheduler_timescale,
     )
+
+
+def _shape(options: OptimizerOptions, total: int) -> tuple[float, Bends]:
+    """The rate where polynomial ends, and the shape of any curve of ours, of options that were checked."""
+    words = _words(options, Problems())
+    lowest = words.pop("lr_end", POLYNOMIAL_END)
+    return lowest, replace(_bends(options, total), **words)
 
 
 def _check_choice(options: OptimizerOptions, problems: Problems) -> None:
@@ -235,12 +312,59 @@ _READERS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
 }
 
 
-def _trial_optimizer() -> torch.optim.Optimizer:
-    return torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "name": "trial"}], lr=1e-3)
+def _try_foreign(options: OptimizerOptions, rates: Rates, total: int | None) -> list[float] | None:
+    """Advances a schedule of another package over the run, to see whether it lasts and what it does to the rates.
+
+    Returns:
+        The highest rate of each part where the schedule sets the rates itself (OneCycleLR, CyclicLR): where it gives
+        the same ones whatever was asked for. None where it moves those that were asked for.
+
+    Raises:
+        UserError: where it does not work, leaves all rates at 0, or would ignore that the parts' rates differ.
+    """
+    asked = [rate for _, rate in rates]
+    updates = total or _TRIAL_UPDATES
+    found = list(islice(_trial_run(options, asked), updates + 1))[:updates]  # it is advanced behind the last one, too
+    moves = any(map(any, found))
+    if total is not None and not moves:
+        _refuse_zeros(options, total)
+    others = _trial_run(options, [2 * rate for rate in asked])
+    if not moves or any(one != other for one, other in zip(found, others, strict=False)):
+        return None
+    if len(set(asked)) > 1:
+        path = scheduler_name(options)
+        told = ", ".join(dict.fromkeys(f"{part} {rate:g}" for part, rate in rates))
+        what = f"{path} sets the rates itself, and would ignore those of the parts: {told}"
+        raise UserError.of(what, CLASS_FLAG, "give all parts the same rate, or choose another schedule")
+    return [max(column) for column in zip(*found, strict=True)]
 
 
-def _make_foreign(options: OptimizerOptions, optimizer: torch.optim.Optimizer, trial_updates: int = 0) -> LRScheduler:
-    """A schedule of another package over `optimizer`, advanced by `trial_updates` to see whether it lasts.
+def _trial_run(options: OptimizerOptions, rates: Sequence[float]) -> Iterator[list[float]]:
+    """The rates of one update after the other, of small weights that start at `rates`.
+
+    Raises:
+        UserError: as `_make_foreign`, and where the schedule can be advanced no further.
+    """
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    optimizer = torch.optim.AdamW(groups)
+    made = _make_foreign(options, optimizer)
+    optimizer.step()  # nothing has a gradient; a schedule warns where it is advanced alone
+    while True:
+        yield [float(group["lr"]) for group in optimizer.param_groups]
+        try:
+            made.step()
+        except Exception as error:  # classes of others refuse with whatever they like
+            raise _refusal(options, error) from error
+
+
+def _refusal(options: OptimizerOptions, error: Exception) -> UserError:
+    given = ", ".join(options.lr_scheduler_args) or "its own defaults"
+    what = f"{scheduler_name(options)} does not work with {given}: {reason_of(error)}"
+    return UserError.of(what, f"{CLASS_FLAG}, {WORDS_FLAG}", "mend what it complains about")
+
+
+def _make_foreign(options: OptimizerOptions, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """A schedule of another package over `optimizer`.
 
     Raises:
         UserError: where it is not there, needs more than the number of updates, or refuses its arguments.
@@ -261,13 +385,8 @@ def _make_foreign(options: OptimizerOptions, optimizer: torch.optim.Optimizer, t
     problems.raise_if_any()
     try:
         made = quietly(lambda: kind(optimizer, **arguments))
-        for _ in range(trial_updates):
-            optimizer.step()  # nothing has a gradient; a schedule warns where it is advanced alone
-            made.step()
     except Exception as error:  # classes of others refuse with whatever they like
-        given = ", ".join(f"{name}={value}" for name, value in arguments.items()) or "its own defaults"
-        what = f"{path} does not work with {given}: {reason_of(error)}"
-        raise UserError.of(what, f"{CLASS_FLAG}, {WORDS_FLAG}", "mend what it complains about") from error
+        raise _refusal(options, error) from error
     if not isinstance(made, LRScheduler):
         raise UserError.of(f"{path} made no schedule", CLASS_FLAG, "choose another class")
     return made

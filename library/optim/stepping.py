@@ -109,6 +109,7 @@ class SinglySteppingOptimizer(torch.optim.Optimizer):
         self._seed = seed
         self._apart = steps_apart(optimizer)
         self._places = self._find_places()
+        self._raise_state()
         self.__setstate__({})  # torch's hooks; its constructor would replace the groups and the state inside
 
     @property
@@ -142,6 +143,7 @@ class SinglySteppingOptimizer(torch.optim.Optimizer):
         """Adds a group to the optimizer inside."""
         self.optimizer.add_param_group(param_group)
         self._places = self._find_places()
+        self._raise_state()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -177,6 +179,15 @@ class SinglySteppingOptimizer(torch.optim.Optimizer):
         self._places = self._find_places()
         with self._lent(list(self._places), _of_no_size):
             self.optimizer.load_state_dict(inside)
+        self._raise_state()
+
+    def _raise_state(self) -> None:
+        """State is float32 from the start; Adagrad's is made in its constructor, in the format of the weights."""
+        for parameter in self._places:
+            state = self.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.dtype in _HALVES:
+                    state[key] = value.float()
 
     def _find_places(self) -> dict[Parameter, tuple[int, int]]:
         """All parameters in order, each with the number of its group and its own."""

@@ -9,6 +9,7 @@ from library.options.memory import MemoryOptions
 from library.options.network import NetworkOptions
 from library.options.optimizer import PartRateOptions
 from library.options.parse import OptionValues
+from library.options.saving import ModelSavingOptions
 from library.options.text import CHUNK_TOKENS, WEBUI_SPLITTING, TextOptions
 from library.options.training import FineTuningOptions, TrainingOptions
 
@@ -34,7 +35,7 @@ def check_network_parts(network: NetworkOptions, rates: PartRateOptions, problem
         )
         return
     if unet_only and rates.text_encoder_lr is not None:
-        problems.add("the text encoder does not train", "--text_encoder_lr", "remove it, or --network_train_unet_only")
+        problems.add("the text encoder does not train", "--text_encoder_lr", "remove it, or let the text encoder train")
     if text_only and rates.unet_lr is not None:
         problems.add("the U-Net does not train", "--unet_lr", "remove it, or --network_train_text_encoder_only")
 
@@ -42,7 +43,7 @@ def check_network_parts(network: NetworkOptions, rates: PartRateOptions, problem
 def check_part_rates(rates: PartRateOptions, trains_text_encoder: bool, problems: Problems) -> None:
     """A rate must belong to a part of the whole model that trains."""
     if not trains_text_encoder and rates.text_encoder_lr is not None:
-        fix = "remove it, or train the text encoder (fine_tune.py: --train_text_encoder)"
+        fix = "remove it, or let the text encoder train"
         problems.add("the text encoder does not train", "--text_encoder_lr", fix)
 
 
@@ -50,10 +51,17 @@ def check_hypernetwork(tuning: FineTuningOptions, options: OptionValues, problem
     """What of fine_tune.py means nothing where a hypernetwork is trained in the place of the model."""
     if tuning.hypernetwork_module is None:
         problems.add("no hypernetwork is trained", "--hypernetwork_weights", "give --hypernetwork_module as well")
-    for name in ("train_text_encoder", "text_encoder_lr", "save_model_as", "use_safetensors", "save_vae_precision"):
-        if name in options.given and (name != "train_text_encoder" or tuning.train_text_encoder):
+    saving = options.of(ModelSavingOptions)
+    asked = {
+        "--train_text_encoder": tuning.train_text_encoder,
+        "--save_model_as": saving.save_model_as is not None,
+        "--use_safetensors": saving.use_safetensors,
+        "--save_vae_precision": saving.save_vae_precision is not None,
+    }
+    for flag, is_asked in asked.items():
+        if is_asked:
             fix = "remove it; a hypernetwork changes the U-Net only and is a .pt file"
-            problems.add("it does not fit --hypernetwork_module", f"--{name}", fix)
+            problems.add("it does not fit --hypernetwork_module", flag, fix)
 
 
 def check_text(text: TextOptions, problems: Problems) -> None:

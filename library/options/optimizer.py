@@ -83,6 +83,16 @@ class OptimizerOptions(OptionGroup):
     )
 
 
+def rate_of_part(value: float) -> str | None:
+    """A check: a rate above 0. In many guides 0 leaves a part out."""
+    if value == 0:
+        return (
+            "a part that should not train is left out by --network_train_unet_only or --network_train_text_encoder_only"
+            " (train_network.py), --stop_text_encoder_training 0 (train_db.py), no --train_text_encoder (fine_tune.py)"
+        )
+    return above(0)(value)
+
+
 @dataclass(frozen=True)
 class PartRateOptions(OptionGroup):
     """Rates of the parts of a model, where they differ."""
@@ -92,13 +102,13 @@ class PartRateOptions(OptionGroup):
     unet_lr: float | None = option(
         None,
         "learning rate of the U-Net (of its part of a network); default: --learning_rate",
-        check=above(0),
+        check=rate_of_part,
         metavar="RATE",
     )
     text_encoder_lr: float | None = option(
         None,
         "learning rate of the text encoder (of its part of a network); default: --learning_rate",
         aliases=("learning_rate_te",),
-        check=above(0),
+        check=rate_of_part,
         metavar="RATE",
     )

@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.checkpoint.metadata import BaseModelFacts, RunFacts
+from library.checkpoint.metadata import BaseModelFacts, RunFacts, average_values
 from library.core.device import dtype_of
+from library.core.errors import Problems
 from library.core.log import get_logger, start_logging
 from library.core.randomness import derived_seed
 from library.data.dataset import TrainingDataset, make_loader
@@ -25,6 +26,7 @@ from library.data.views import Drawing, Views
 from library.diffusion.noise import NoiseSource
 from library.diffusion.objective import Objective
 from library.methods.base import TEXT_ENCODER, UNET, Method
+from library.methods.network import drops_layers
 from library.models.attention import choose_attention, compile_unet
 from library.models.checkpointing import enable_gradient_checkpointing
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
@@ -36,7 +38,7 @@ from library.text.tokenizer import CaptionTokenizer
 from library.training.caching import make_latent_store, make_text_store, worker_count
 from library.training.ema import Ema
 from library.training.facts import base_facts, saved_metadata
-from library.training.guards import WATCHED_UPDATES, GradientWatch, refuse_non_finite
+from library.training.guards import WATCHED_UPDATES, GradientWatch, MovementWatch, refuse_non_finite
 from library.training.latents import LatentEncoder
 from library.training.loading import load_in_turn, place
 from library.training.methods import (
@@ -52,7 +54,7 @@ from library.training.out_of_memory import explained_out_of_memory
 from library.training.output_checks import check_space_again
 from library.training.progress import RunPlan, plan_run
 from library.training.report import start_report, summary
-from library.training.run import EmbeddingRun, FullModelRun, Run
+from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
 from library.training.runtime import end_runtime, prepare, start_runtime
 from library.training.scalars import ScalarLog
 from library.training.trainer import Trainer
@@ -84,12 +86,14 @@ def train(run: Run) -> None:
         trainer = build_trainer(run, accelerator, learner, planner, plan)
         for line in [*describe_optimizer(options.optimizer, trainer.optimizer), *describe_stepping(trainer.optimizer)]:
             log.info(line)
+        movement = MovementWatch(learner.groups)
         try:
             trainer.run()
         finally:
             if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
                 trainer.log.drain()
             trainer.log.close()
+    movement.refuse_still()
     if base is not None:
         finished = _Finished(started_at, time.time(), base.result())
         _save(run, trainer, learner, finished)
@@ -152,6 +156,9 @@ def load_learner(run: Run, device: torch.device) -> Learner:
 def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner: Planner, plan: RunPlan) -> Trainer:
     """Connects data, objective, optimizer and logs."""
     models, options = learner.models, run.options
+    optimizer = make_optimizer(options.optimizer, learner.groups)  # before the caches, which take long: it may complain
+    optimizer = make_stepping(optimizer, options.memory, options.training.seed)
+    scheduler = make_scheduler(options.optimizer, optimizer, plan.total_updates)
     encode_latents = LatentEncoder(models.vae, accelerator.device, options.caching.vae_precision)
     views, latents = make_latent_store(run, make_views(run, plan), encode_latents, accelerator)
     texts = make_text_store(run, learner.tokenizer, models.text_encoder, accelerator)
@@ -160,10 +167,7 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
     objective = make_objective(run, learner, options.objective, encodes_captions=texts is None)
     held_out = ValidationDataset(views, validation_draws(run), learner.tokenizer, latents, texts)
     unweighted = make_objective(run, learner, plain_objective(options.objective), encodes_captions=texts is None)
-    optimizer = make_optimizer(options.optimizer, learner.groups)
-    optimizer = make_stepping(optimizer, options.memory, options.training.seed)
     fused = FusedBackward(optimizer) if options.memory.fused_backward_pass else None
-    scheduler = make_scheduler(options.optimizer, optimizer, plan.total_updates)
     stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
     prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
     return Trainer(
@@ -224,15 +228,26 @@ def make_views(run: Run, plan: RunPlan) -> Views:
 
 
 def _part_rests(run: Run) -> bool:
-    """Whether a part that trains is left out of the computation at some updates."""
-    return isinstance(run, FullModelRun) and run.text_encoder_stops is not None and run.text_encoder_stops > 0
+    """Whether something that trains is left out of the computation at some updates."""
+    return _stop_of_text_encoder(run) is not None or _drops_layers(run)
+
+
+def _stop_of_text_encoder(run: Run) -> int | None:
+    return run.text_encoder_stops if isinstance(run, FullModelRun) and run.trains_text_encoder else None
+
+
+def _drops_layers(run: Run) -> bool:
+    return isinstance(run, NetworkRun) and drops_layers(run.network)
 
 
 def _watch(run: Run, groups: list[dict[str, Any]], objective: nn.Module, plan: RunPlan) -> GradientWatch:
     # the first batches may be of regularisation pictures, whose captions do not have the new word
     few_have_it = isinstance(run, EmbeddingRun)
+    # a part that stops learning is judged at the last update before
+    ends = (plan.total_updates, _stop_of_text_encoder(run) or plan.total_updates)
     return GradientWatch(
-        updates=plan.total_updates if few_have_it else WATCHED_UPDATES,
+        updates=plan.total_updates if few_have_it else min(WATCHED_UPDATES, *ends),
+        drops_layers=_drops_layers(run),
         components={group["name"]: group["params"] for group in groups},
         names={parameter: name for name, parameter in objective.named_parameters()},
     )
@@ -282,8 +297,12 @@ def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> 
         epoch=trainer.progress.epoch + 1,
         step=trainer.progress.step,
     )
-    metadata, dtype = saved_metadata(run, plan, finished.base, facts), save_dtype(run, learner.loaded_dtype)
-    trainer.method.save(run.files.result, dtype, metadata)
+    dtype, problems = save_dtype(run, learner.loaded_dtype), Problems()
+    metadata = saved_metadata(run, plan, finished.base, facts)
+    problems.attempt(lambda: trainer.method.save(run.files.result, dtype, metadata))
     if trainer.ema is not None and run.files.average is not None:
+        average = run.files.average
+        told = metadata | average_values(average.stem, run.options.validation.ema_decay)
         with trainer.ema.swapped():
-            trainer.method.save(run.files.average, dtype, metadata)
+            problems.attempt(lambda: trainer.method.save(average, dtype, told))
+    problems.raise_if_any()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from library.core.atomic_io import write_text_whole
 from library.core.errors import UserError, printable
+from library.core.launch import launched_processes
 from library.core.log import get_logger
 from library.data.report.report_page import page_of
 from library.text.tokenizer import CaptionTokenizer
@@ -39,7 +40,7 @@ def show_dataset(run: Run) -> None:
     alias = run.word.alias if isinstance(run, EmbeddingRun) else None
     tokenizer = CaptionTokenizer(run.base.identity.family, options.text, alias)
     pictures = Pictures(run.description, run.index, run.placements)
-    told = tell(pictures, asked, tokenizer=tokenizer, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    told = tell(pictures, asked, tokenizer=tokenizer, processes=launched_processes())
     for warning in told.report.warnings:
         log.info("worth a look: %s", printable(warning))
     if told.source is not None and can_open_window():

@@ -37,7 +37,7 @@ from library.data.uses import Samples
 from library.models.forms import EXTENSIONS
 from library.optim.schedulers import scheduler_name, warmup_updates
 from library.training.progress import RunPlan
-from library.training.run import BaseModel, EmbeddingRun, NetworkRun, Run
+from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, Run
 
 _PARTS = ("text_encoder", "unet")
 _ARCHITECTURE = "modelspec.architecture"
@@ -91,6 +91,8 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
             "ss_lr_scheduler": scheduler_name(options.optimizer),
             "ss_lr_warmup_steps": warmup_updates(options.optimizer, plan.total_updates),
             **objective_values(options.objective),
+            "ss_lr_scheduler_args": list(options.optimizer.lr_scheduler_args),
+            **({"ss_stop_text_encoder_training": run.text_encoder_stops} if isinstance(run, FullModelRun) else {}),
             **memory_values(options.memory),
             **(network_values(run.network) if isinstance(run, NetworkRun) else {}),
             **data_values(options.data, options.caching),

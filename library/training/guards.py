@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from library.core.errors import UserError
@@ -15,6 +16,7 @@ WATCHED_UPDATES = 3  # LoRA's down matrices have zero gradients at the first upd
 # The fp16 scaler begins at 65536 and halves at each update that it leaves out: after so many in a row it is below 1.
 MOST_SKIPPED = 20
 _FILES_TOLD = 4
+_LOOKED_AT = 8  # weights of each part
 
 
 @dataclass
@@ -25,11 +27,13 @@ class GradientWatch:
         components: parameters by the name of the part they belong to.
         names: the name of each parameter, for messages.
         updates: how many are looked at. An embedding takes more than weights do, for its word may be in few captions.
+        drops_layers: whole layers are left out at random, so single weights may lack a gradient.
     """
 
     components: Mapping[str, Sequence[nn.Parameter]]
     names: Mapping[nn.Parameter, str]
     updates: int = WATCHED_UPDATES
+    drops_layers: bool = False
     _moved: set[str] = field(default_factory=set)
     _updates: int = 0
     _skipped: int = 0
@@ -47,7 +51,8 @@ class GradientWatch:
             return
         self._updates += 1
         learning = {name: parameters for name, parameters in self.components.items() if name not in resting}
-        self._refuse_disconnected(learning)
+        if not self.drops_layers:
+            self._refuse_disconnected(learning)
         for component, parameters in learning.items():
             if component not in self._moved and any(bool(p.grad.any()) for p in parameters if p.grad is not None):
                 self._moved.add(component)
@@ -97,6 +102,34 @@ class GradientWatch:
                     "training",
                     "nothing was saved; the network module does not fit this model, or this is a bug to report",
                 )
+
+
+class MovementWatch:
+    """Keeps some small weights of each part as they were, to see at the end whether the part moved at all."""
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Args:
+            groups: the optimizer's, before the first update.
+        """
+        self._start = {
+            group["name"]: [(p, p.detach().clone()) for p in sorted(group["params"], key=Tensor.numel)[:_LOOKED_AT]]
+            for group in groups
+        }
+
+    def refuse_still(self) -> None:
+        """Called after the last update.
+
+        Raises:
+            UserError: a part has the very weights that it began with.
+        """
+        still = [part for part, pairs in self._start.items() if all(torch.equal(now, then) for now, then in pairs)]
+        if still:
+            raise UserError.of(
+                f"{' and '.join(still)} should train, but kept the weights that it began with",
+                "training",
+                "nothing was saved; raise the learning rate of that part, or look at its schedule",
+            )
 
 
 def refuse_non_finite_update(loss: Tensor, grad_norm: Tensor, files: Sequence[str], step: int) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from library.core.device import check_precision
 from library.core.errors import Problems
+from library.core.launch import launched_processes
 from library.core.optional import import_optional
 from library.diffusion.combinations import check_objective
 from library.models.attention import check_attention, check_compiling
 from library.optim.optimizers import check_optimizer
-from library.optim.schedulers import check_scheduler
 from library.optim.stepping import check_low_precision
 from library.options.combinations import check_caching, check_length, check_text
 from library.training.run import RunOptions
@@ -30,10 +30,11 @@ def check_options(
     check_text(asked.text, problems)
     check_caching(asked.caching, asked.text, text_encoder_learns, problems)
     problems.attempt(lambda: check_precision(training.mixed_precision))
-    steps = training.max_train_steps if training.max_train_epochs is None else None
     check_optimizer(asked.optimizer, rates, problems)
-    check_scheduler(asked.optimizer, steps, problems)
     check_low_precision(asked.memory, training, asked.optimizer, problems)
+    if asked.memory.fused_backward_pass and launched_processes() > 1:
+        what = "gradients are applied before the processes could exchange them, so each would train alone"
+        problems.add(what, "--fused_backward_pass", "remove it, or start one process")
     check_attention(asked.memory, problems, training.mixed_precision)
     check_compiling(asked.memory, problems)
     if asked.output.logging_dir is not None:

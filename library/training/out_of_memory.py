@@ -168,7 +168,7 @@ def _keeps_latents(use: MemoryUse) -> bool:
 
 def _has_large_optimizer(use: MemoryUse) -> bool:
     name = use.optimizer.lower()
-    return use.whole_model and not name.endswith("8bit") and "adafactor" not in name
+    return use.whole_model and not name.endswith("8bit") and "adafactor" not in name and name != "sgd"
 
 
 def _has_own_attention(use: MemoryUse) -> bool:
@@ -180,6 +180,8 @@ def _is_half(use: MemoryUse) -> bool:
 
 
 def _smaller_batch(use: MemoryUse) -> str:
+    if use.memory.fused_backward_pass:  # which excludes accumulation
+        return "--train_batch_size 1"
     together = use.batch_size * use.training.gradient_accumulation_steps
     return f"--train_batch_size 1 with --gradient_accumulation_steps {together}, which learns the same"
 

@@ -11,6 +11,7 @@ from library.core.wording import some_of
 from library.data.augment import Face, face_of
 from library.data.cache.cache_checks import check_disk_cache, check_text_disk_cache
 from library.data.description.config import Description, read_description
+from library.data.description.masks import check_masks
 from library.data.held_out import WHOLE, hold_out
 from library.data.index.index import ImageIndex, build_index
 from library.data.placement import Placements, place_all
@@ -42,6 +43,7 @@ def check_pictures(
     max_train_steps: int | None = None,
     reg_images: RegImageOptions = RegImageOptions(),  # noqa: B008  # frozen
     seed: int = 0,
+    masked_loss: bool = False,
 ) -> Pictures:
     """Finds, opens and places every picture, and holds out those that are for validation.
 
@@ -50,6 +52,7 @@ def check_pictures(
         reg_images: where class images are to be generated, folders that still wait for them may be empty; they are in
             the description and not in the index.
         seed: of the run.
+        masked_loss: whether masks are to weigh the loss.
 
     Raises:
         UserError: with everything that is wrong with them, their description and their options.
@@ -58,6 +61,7 @@ def check_pictures(
     description = read_description(data, problems)
     check_fixed_uses(description, data, caching, problems)
     check_reg_images(description, reg_images, problems)
+    check_masks(description, masked_loss, problems)
     # pictures are looked at even when their description has mistakes: a broken one should be known at once
     try:
         there = without_empty_folders(description, reg_images)

@@ -9,9 +9,15 @@ from typing import NamedTuple
 
 from library.checkpoint.naming import average_file, last_file, log_file
 from library.core.errors import Problems, UserError
-from library.data.description.masks import check_masks
+from library.core.launch import launched_processes
+from library.data.planner import Planner
 from library.methods.base import TEXT_ENCODER, UNET
-from library.methods.network import check_network_options, network_extension, network_in_force
+from library.methods.network import (
+    check_network_options,
+    network_extension,
+    network_in_force,
+    without_idle_text_encoder,
+)
 from library.methods.rates import part_rates
 from library.models.forms import (
     choose_form,
@@ -21,6 +27,7 @@ from library.models.forms import (
     target_for,
 )
 from library.optim.optimizers import finds_rate_itself
+from library.optim.schedulers import check_scheduler
 from library.options.caching import CachingOptions
 from library.options.combinations import check_embedding, check_hypernetwork, check_network_parts, check_part_rates
 from library.options.data import DataOptions
@@ -53,6 +60,7 @@ from library.training.new_word import (
 from library.training.option_checks import check_options, check_prediction
 from library.training.output_checks import check_output, check_space, full_model_size
 from library.training.pictures import Pictures, check_pictures
+from library.training.progress import plan_run
 from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
 
 
@@ -67,8 +75,9 @@ def check_network_run(options: OptionValues) -> NetworkRun:
 
 
 def _check_network(options: OptionValues, asked: RunOptions, network: NetworkOptions, problems: Problems) -> NetworkRun:
-    check_network_parts(network, options.of(PartRateOptions), problems)
     problems.attempt(lambda: check_network_options(network))
+    network = without_idle_text_encoder(network)
+    check_network_parts(network, options.of(PartRateOptions), problems)
     learning = {UNET: asked.rates.unet, TEXT_ENCODER: asked.rates.text_encoder}
     if network.network_train_unet_only:
         del learning[TEXT_ENCODER]
@@ -167,14 +176,14 @@ def _check_full_model(options: OptionValues, text: _LearningText, tracker: str) 
     form = problems.attempt(lambda: choose_form(saving.save_model_as, saving.use_safetensors, loaded)) or loaded
     stem = last_file(Path(str(output.output_dir)), output.output_name, "").name
     target = problems.attempt(lambda: target_for(Path(str(output.output_dir)), stem, form))
-    if target is None:
-        raise UserError(problems)
-    files = _files(asked, target.path)
+    # where the name is refused, the other checks still have their say
+    result = Path(str(output.output_dir)) / stem if target is None else target.path
+    files = _files(asked, result)
     if not is_single_file(form):
-        problems.attempt(lambda: refuse_other_folder(target.path))
+        problems.attempt(lambda: refuse_other_folder(result))
         if files.average is not None:
-            problems.attempt(lambda: refuse_other_folder(average_file(target.path)))
-    elif not target.path.exists() and not output.overwrite:
+            problems.attempt(lambda: refuse_other_folder(average_file(result)))
+    elif target is not None and not result.exists() and not output.overwrite:
         for path in files_in_the_way(target):
             problems.add("would be replaced by the model's own", str(path), "move it away, or give --overwrite")
     check_output(output, files, is_single_file(form), problems)
@@ -236,16 +245,32 @@ def _check_common(
     if base is not None:
         check_clip_skip(base.identity, asked.text, problems)
     check_prediction(asked, base.prediction_type if base else None, problems)
-    steps = asked.training.max_train_steps if asked.training.max_train_epochs is None else None
-    seed = asked.training.seed
+    training, masked_loss = asked.training, asked.objective.masked_loss
+    steps = training.max_train_steps if training.max_train_epochs is None else None
     pictures = problems.attempt(
-        lambda: check_pictures(asked.data, asked.caching, asked.text, steps, asked.reg_images, seed)
+        lambda: check_pictures(
+            asked.data, asked.caching, asked.text, steps, asked.reg_images, training.seed, masked_loss
+        )
     )
     held_out = None if pictures is None else int(pictures.index.is_validation.sum())
     check_validation(asked.validation, asked.data, held_out, problems)
-    if pictures is not None:
-        check_masks(pictures.description, asked.objective.masked_loss, problems)
+    check_scheduler(asked.optimizer, learning, _updates(training, pictures) or steps, problems)
     return _Found(base, pictures)
+
+
+def _updates(training: TrainingOptions, pictures: Pictures | None) -> int | None:
+    """The length of the run in updates; None where it cannot be known."""
+    if pictures is None or (training.max_train_steps is None and training.max_train_epochs is None):
+        return None
+    planner = Planner(
+        pictures.index,
+        pictures.placements,
+        [dataset.batch_size for dataset in pictures.index.datasets],
+        training.seed,
+        training.gradient_accumulation_steps,
+        launched_processes(),
+    )
+    return plan_run(planner, training.max_train_steps, training.max_train_epochs).total_updates
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:

@@ -27,6 +27,7 @@ from library.preview.generate import PictureRequest, PromptReader, generate
 from library.preview.png_files import write_png
 from library.preview.samplers import NoiseSchedule
 from library.training.methods import fetch_base_model, load_models
+from library.training.out_of_memory import is_out_of_memory
 from library.training.reg_images import ClassImage, needs_reg_images
 from library.training.run import BaseModel, Run
 from library.training.runtime import start_runtime
@@ -64,7 +65,14 @@ def make_reg_images(run: Run) -> None:
         NoiseSchedule(NUM_TRAIN_TIMESTEPS, BETA_START, BETA_END, base.prediction_type),
         options,
     )
-    seconds = _make_share(maker, missing, accelerator)
+    try:
+        seconds = _make_share(maker, missing, accelerator)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"memory ran out while class images were made: {error}".splitlines()[0]
+        fix = "what is made is kept; give --mixed_precision bf16 or fp16, or a lower --resolution"
+        raise UserError.of(what, "--generate_reg_images", fix) from error
     accelerator.wait_for_everyone()
     del maker
     _free_memory(accelerator.device)

@@ -15,11 +15,12 @@ from library.data.planner import Planner
 from library.data.report.caption_lengths import longest_captions
 from library.data.report.start_report import describe_dataset
 from library.data.views import Drawing, Views
+from library.methods.base import TEXT_ENCODER
 from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
 from library.training.progress import RunPlan
-from library.training.run import EmbeddingRun, NetworkRun, Run
+from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
 from library.training.trainer import Trainer
 
 _NAMES_TOLD = 3
@@ -41,7 +42,7 @@ def start_report(
         lines += [*run.word.notes, *run.notes]
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
-        lines.append(f"trains: {group['name']}, {count:,} weights at rate {group['lr']:g}")
+        lines.append(f"trains: {group['name']}, {count:,} weights at rate {group['lr']:g}{_until(run, group, plan)}")
     if run.options.training.max_train_epochs is not None and run.options.training.max_train_steps is not None:
         lines.append("length: --max_train_epochs wins over --max_train_steps, both are given")
     batch = " + ".join(str(dataset.batch_size) for dataset in run.index.training_datasets)
@@ -66,6 +67,15 @@ def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
     lines.append(speed if peak is None else f"{speed}, at most {peak:.0f} MiB on the card")
     lines.append(f"next: {_next_step(run)}")
     return lines
+
+
+def _until(run: Run, group: Mapping[str, Any], plan: RunPlan) -> str:
+    """For how long a part learns, where it is not the whole run."""
+    if not isinstance(run, FullModelRun) or group["name"] != TEXT_ENCODER or run.text_encoder_stops is None:
+        return ""
+    if run.text_encoder_stops >= plan.total_updates:
+        return f"; the run ends before --stop_text_encoder_training {run.text_encoder_stops}"
+    return f", in the first {run.text_encoder_stops} updates only"
 
 
 def _next_step(run: Run) -> str:

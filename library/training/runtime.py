@@ -9,11 +9,12 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from library.core.errors import UserError
+from library.core.launch import launched_processes
 from library.core.log import get_logger
 from library.optim.scaling import HalfGradScaler
 
@@ -42,6 +43,8 @@ def start_runtime(mixed_precision: str, full_fp16: bool = False, part_rests: boo
         mixed_precision=mixed_precision,
         # without a card Accelerate joins the processes of a launcher only when it is told to use the CPU
         cpu=not torch.accelerator.is_available(),
+        # said, or Accelerate would take a number from the environment and divide every loss by it
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE),
             DistributedDataParallelKwargs(find_unused_parameters=part_rests),
@@ -49,7 +52,7 @@ def start_runtime(mixed_precision: str, full_fp16: bool = False, part_rests: boo
     )
     if full_fp16 and accelerator.scaler is not None:
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = launched_processes()
     if launched != accelerator.num_processes:
         raise UserError.of(
             f"{launched} processes were launched, but each would train alone",

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,13 +128,19 @@ def _read_together(rows: Sequence[Mapping[str, Number]]) -> list[dict[str, float
     ]
 
 
-def rate_scalars(optimizer: torch.optim.Optimizer) -> dict[str, Number]:
-    """The rates by tag: as the schedule has them, and where the optimizer finds the rate itself, what it is."""
-    rates: dict[str, Number] = {f"lr/{_component(group)}": group["lr"] for group in optimizer.param_groups}
+def rate_scalars(optimizer: torch.optim.Optimizer, resting: Collection[str] = ()) -> dict[str, Number]:
+    """The rates by tag: as the schedule has them, and where the optimizer finds the rate itself, what it is.
+
+    Args:
+        resting: parts that do not learn at this update; their rate is 0.
+    """
+    rates: dict[str, Number] = {
+        f"lr/{_component(group)}": 0.0 if group["name"] in resting else group["lr"] for group in optimizer.param_groups
+    }
     found = rates_in_force(optimizer)
     for group in optimizer.param_groups:
         in_force = found.get(group["name"], group["lr"])
-        if in_force is not group["lr"]:
+        if in_force is not group["lr"] and group["name"] not in resting:
             rates[f"lr/d*lr/{_component(group)}"] = in_force
     return {tag: rate for tag, rate in rates.items() if rate is not None}
 

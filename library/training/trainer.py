@@ -129,24 +129,28 @@ class Trainer:
         self, parameters: list[torch.nn.Parameter], loss: torch.Tensor, names: Sequence[str]
     ) -> dict[str, Number]:
         """Applies the gradients; returns what the log has of it, by tag."""
+        resting = () if self.method.trains_text_encoder(self.progress.step) else (TEXT_ENCODER,)
+        was_skipped = False
         if self.fused is not None:
             grad_norm = self.fused.finish_update()
             self.watch.observe_idle(self.fused.idle_parts())
         else:
-            learning = self.method.trains_text_encoder(self.progress.step)
-            self.watch.observe(() if learning else (TEXT_ENCODER,))
+            self.watch.observe(resting)
             self.accelerator.unscale_gradients()  # undoes the fp16 scaler's factor, where there is one
             grad_norm = clip_gradients(parameters, self.max_grad_norm)
             if self.accelerator.scaler is None:
                 refuse_non_finite_update(loss, grad_norm, names, self.progress.step)
             self.optimizer.step()
-            self.watch.count_skipped(self.accelerator.optimizer_step_was_skipped, names, self.progress.step)
+            was_skipped = self.accelerator.optimizer_step_was_skipped  # by the fp16 scaler
+            self.watch.count_skipped(was_skipped, names, self.progress.step)
             for parameter in parameters:
                 parameter.grad = None  # what zero_grad does; Accelerate's own looks up its signature at every call
-        numbers = {**rate_scalars(self.optimizer), "grad_norm": grad_norm, **self.method.after_update()}
-        self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update()
+        numbers = {**rate_scalars(self.optimizer, resting), "grad_norm": grad_norm}
+        if not was_skipped:
+            numbers |= self.method.after_update()
+            if self.ema is not None:
+                self.ema.update()
+        self.scheduler.step()  # also where the weights stayed: it counts updates of the plan
         self.progress.step += 1
         return numbers
 

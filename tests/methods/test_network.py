@@ -17,7 +17,13 @@ from torch import nn
 
 from library.core.errors import UserError
 from library.methods.model_views import text_encoder_view, unet_view
-from library.methods.network import Network, check_network_options, network_extension, network_in_force
+from library.methods.network import (
+    Network,
+    check_network_family,
+    check_network_options,
+    network_extension,
+    network_in_force,
+)
 from library.methods.rates import PartRates
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
@@ -241,6 +247,68 @@ def test_what_a_module_cannot_do_is_told_before_training(told: str, lora: Path) 
     assert [problem.where for problem in caught.value.problems] == ["--dim_from_weights", "--base_weights"]
 
 
+CLUMSY = """
+def create_network(multiplier, network_dim, network_alpha, vae, text_encoder, unet, flaw=""):
+    if flaw == "silent":
+        assert network_dim == 77
+    return Clumsy(flaw)
+
+def create_network_from_weights(multiplier, file, vae, text_encoder, unet, **kwargs):
+    raise RuntimeError("cannot read it")
+
+class Clumsy:
+    def __init__(self, flaw):
+        self.flaw = flaw
+
+    def apply_to(self, *args):
+        if self.flaw == "apply":
+            raise IndexError("no such layer")
+
+    def load_weights(self, file):
+        raise OSError("the file is odd")
+"""
+
+
+def test_whatever_a_module_of_others_raises_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Path
+) -> None:
+    (tmp_path / "clumsy_module.py").write_text(CLUMSY, encoding="utf-8")
+    (tmp_path / "broken_module.py").write_text("1 / 0", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny()
+    for options, what, where in (
+        ({"network_args": ("flaw=silent",)}, "AssertionError: assert network_dim == 77", "--network_module"),
+        ({"network_args": ("flaw=apply",)}, "IndexError: no such layer", "--network_module"),
+        ({"network_weights": str(lora)}, "OSError: the file is odd", "--network_weights"),
+        ({"network_weights": str(lora), "dim_from_weights": True}, "RuntimeError: cannot read it", "--network_weights"),
+        ({"base_weights": (str(lora),)}, "RuntimeError: cannot read it", "--base_weights"),
+    ):
+        with pytest.raises(UserError) as caught:
+            attached(model, network_module="clumsy_module", **options)
+        (problem,) = caught.value.problems
+        assert problem.what == f"clumsy_module refuses: {what}" and problem.where.startswith(where)
+        assert all(word in problem.where for word in options.get("network_args", ()))
+    with pytest.raises(UserError, match="cannot import broken_module: division by zero"):
+        check_network_options(NetworkOptions(network_module="broken_module"))
+    sys.modules.pop("clumsy_module", None)
+
+
+def test_what_a_module_of_others_would_ignore_is_refused_and_what_is_unchecked_told(
+    lora: Path, caplog: pytest.LogCaptureFixture, told: str
+) -> None:
+    options = {"network_args": ("algo=loha",), "network_dropout": 0.1}
+    with pytest.raises(UserError) as caught:
+        check_network_options(
+            NetworkOptions(network_module=LYCORIS, network_weights=str(lora), dim_from_weights=True, **options)
+        )
+    assert [problem.where for problem in caught.value.problems] == ["--network_args", "--network_dropout"]
+    caplog.set_level("INFO")
+    attached(tiny(), network_module=told, network_args=("colour=red", "form=round"))
+    assert [r.message for r in caplog.records if "unchecked" in r.message] == [
+        f"--network_args: colour, form go to {told} unchecked"
+    ]
+
+
 # --- our own ----------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +363,49 @@ def test_the_form_is_the_asked_one(tmp_path: Path, form: str) -> None:
     assert set(tensors) == set(network.file_tensors()) and {t.dtype for t in tensors.values()} == {torch.float16}
 
 
+@pytest.mark.parametrize("module", ["networks.lora", LYCORIS])
+def test_numbers_that_do_not_fit_are_saved_in_float32(tmp_path: Path, module: str) -> None:
+    words = ("algo=lora", "preset=attn-mlp") if module == LYCORIS else ()
+    method, network = attached(tiny(), network_module=module, network_alpha=1e5, network_args=words)
+    file = tmp_path / "x.safetensors"
+    with pytest.raises(UserError, match="alpha holds 100000, and float16 ends at 65504: .* saved in float32 instead"):
+        method.save(file, torch.float16, {})
+    assert all(torch.isfinite(value).all() for value in load_file(str(file)).values())
+    file.unlink()
+    if module != LYCORIS:
+        with pytest.raises(UserError):
+            network.save_weights(file, torch.float16, {})
+        assert not file.exists()
+
+
+def test_a_hypernetwork_has_no_rank_no_alpha_and_no_norms() -> None:
+    for options, where in (
+        ({"network_dim": 4}, "--network_dim"),
+        ({"network_alpha": 1.0}, "--network_alpha"),
+        ({"scale_weight_norms": 1.0}, "--scale_weight_norms"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_network_options(NetworkOptions(network_module="networks.hypernetwork", **options))
+        assert [problem.where for problem in caught.value.problems] == [where]
+    plain = NetworkOptions(network_module="networks.hypernetwork")
+    check_network_options(plain)
+    assert network_in_force(plain) == plain
+    attached(tiny(), network_module="networks.hypernetwork")
+
+
+def test_files_are_judged_by_parts_and_family_before_loading(lora: Path) -> None:
+    options = NetworkOptions(network_weights=str(lora), dim_from_weights=True, network_train_unet_only=True)
+    with pytest.raises(UserError, match="modules for the text encoder, which does not train"):
+        check_network_options(options)
+    width = original("sd1").unet.config.cross_attention_dim
+    check_network_family(options, width)
+    with pytest.raises(UserError, match="it was made for text states of the width") as caught:
+        check_network_family(replace(options, base_weights=(str(lora),)), width + 1)
+    assert [problem.where.split()[0] for problem in caught.value.problems] == ["--base_weights", "--network_weights"]
+    with pytest.raises(UserError, match="would be saved as inf"):
+        check_network_options(NetworkOptions(network_alpha=1e5), torch.float16)
+
+
 def test_ranks_in_force(lora: Path, tmp_path: Path) -> None:
     def in_force(**options: Any) -> tuple[int | None, float | None]:
         filled = network_in_force(NetworkOptions(**options))
@@ -305,7 +416,12 @@ def test_ranks_in_force(lora: Path, tmp_path: Path) -> None:
     assert in_force(network_weights=str(lora), dim_from_weights=True) == (None, None)  # 2 and 3, 4 and 1
     kept = {key: value for key, value in load_file(str(lora)).items() if "_attn1_" in key}
     save_file(kept, str(tmp_path / "one.safetensors"))
-    assert in_force(network_weights=str(tmp_path / "one.safetensors"), dim_from_weights=True) == (2, 4.0)
+    one = {"network_weights": str(tmp_path / "one.safetensors"), "dim_from_weights": True}
+    assert in_force(**one) == (2, 4.0)
+    save_file({key: value * ("alpha" not in key) for key, value in kept.items()}, one["network_weights"])
+    assert in_force(**one) == (2, 2.0), "an alpha of 0 is the rank"
+    save_file({key: value for key, value in kept.items() if "alpha" not in key}, one["network_weights"])
+    assert in_force(**one) == (2, 2.0)
 
 
 @pytest.mark.parametrize(

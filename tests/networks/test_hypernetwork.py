@@ -458,11 +458,11 @@ def test_numbers_that_do_not_fit_are_saved_in_float32(sd1: StableDiffusion, tmp_
 )
 def test_arguments_are_judged_without_a_model(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_options(4, arguments, None)
+        check_options(None, arguments, None)
 
 
 def test_a_rank_is_refused() -> None:
-    check_options(4, {}, None)
+    check_options(None, {}, None)
     with pytest.raises(UserError, match="a hypernetwork has no rank, and 8 is asked for"):
         check_options(8, {}, None)
 
@@ -471,7 +471,7 @@ def test_what_is_asked_for_must_be_what_the_file_has(sd1: StableDiffusion, tmp_p
     file = tmp_path / "h.pt"
     make(sd1, activation_func="relu", sizes="32,96").save_weights(file, None, {})
     for fitting in ({}, {"activation_func": "relu", "layer_structure": "1,2,1", "sizes": "96,32"}):
-        check_options(4, fitting, file)
+        check_options(None, fitting, file)
     for arguments, message in (
         ({"activation_func": "elu"}, "activation_func=elu is asked for, and .*h.pt has relu"),
         ({"layer_structure": "1,3,1"}, "layer_structure=1,3,1 is asked for, and .*h.pt has 1,2,1"),
@@ -480,7 +480,7 @@ def test_what_is_asked_for_must_be_what_the_file_has(sd1: StableDiffusion, tmp_p
         ({"weight_initialization": "Normal"}, "the weights come from a file"),
     ):
         with pytest.raises(UserError, match=message):
-            check_options(4, arguments, file)
+            check_options(None, arguments, file)
     for arguments, message in (({"activation_func": "elu"}, "asked for"), ({"sizes": "32"}, "asked for")):
         with pytest.raises(UserError, match=message):
             make(sd1, **arguments).load_weights(file)
@@ -506,7 +506,7 @@ def test_other_files_are_named(sd1: StableDiffusion, tmp_path: Path) -> None:
     file = tmp_path / "h.pt"
     save_file({"emb_params": torch.ones(1, 768)}, str(tmp_path / "e.safetensors"))
     with pytest.raises(UserError, match="this is a Textual Inversion embedding, no hypernetwork"):
-        check_options(4, {}, tmp_path / "e.safetensors")
+        check_options(None, {}, tmp_path / "e.safetensors")
     make(sd1).save_weights(file, None, {})
     whole = torch.load(file, weights_only=True)
     states = whole[32][0]
@@ -522,4 +522,4 @@ def test_other_files_are_named(sd1: StableDiffusion, tmp_path: Path) -> None:
     ):
         torch.save({**whole, **change}, file)
         with pytest.raises(UserError, match=message):
-            check_options(4, {}, file)
+            check_options(None, {}, file)

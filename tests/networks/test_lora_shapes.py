@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from library.core.errors import UserError
 from library.models.stable_diffusion import StableDiffusion
@@ -128,6 +129,45 @@ def test_ranks_and_alphas_of_blocks(model: StableDiffusion) -> None:
     assert found["lora_te_text_model_encoder_layers_0_mlp_fc1"] == (5, 5.0)
     # the linear layers of the middle get nothing, its convolutions do
     assert {name.split("_")[-1] for name in found if "mid_block" in name} == {"conv1", "conv2"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conv", [{}, {"conv_dim": "2", "conv_alpha": "4"}])
+def test_diffusers_agrees_where_alphas_differ(model: StableDiffusion, tmp_path: Path, conv: dict[str, str]) -> None:
+    """It gives layers of attention the alpha that most modules have, whatever their own are."""
+    more = {"block_alphas": blocks(IN04="3", MID="0", OUT05="7"), **conv}
+    network = make(model, rank=2, block_dims=blocks(IN04="2", MID="4", OUT05="3"), **more)
+    randomise(network)
+    network.save_weights(tmp_path / "x.safetensors", None, {})
+    wanted, other = predict(model), make_tiny_model("sd1", seed=0)
+    before = predict(other)
+    states, alphas = StableDiffusionPipeline.lora_state_dict(str(tmp_path), weight_name="x.safetensors")
+    StableDiffusionPipeline.load_lora_into_unet(states, alphas, other.unet)
+    StableDiffusionPipeline.load_lora_into_text_encoder(states, alphas, other.text_encoder, prefix="text_encoder")
+    scale = (wanted - before).abs().max()
+    assert scale > 0.1 and (predict(other) - wanted).abs().max() < 1e-4 * scale
+
+
+@torch.no_grad()
+def test_alphas_that_differ_survive_a_file(model: StableDiffusion, tmp_path: Path) -> None:
+    more = {"block_alphas": blocks(MID="3", OUT05="5"), "conv_dim": "2", "conv_alpha": "7"}
+    network = make(model, **more)
+    randomise(network)
+    network.save_weights(tmp_path / "x.safetensors", None, {})
+    wanted, middle = predict(model), "lora_unet_mid_block_attentions_0_proj_in"
+    told = load_file(str(tmp_path / "x.safetensors"))
+    assert {key: float(value) for key, value in told.items() if key.endswith("alpha") and value not in (1, 7)} == {}
+    assert told["lora_unet_mid_block_resnets_0_conv1.alpha"] == 7
+    network.detach()
+    again = make(model, **more)
+    again.load_weights(tmp_path / "x.safetensors")
+    assert {module.name: float(module.alpha) for module in again.loras()}[middle] == 3
+    torch.testing.assert_close(predict(model), wanted, atol=1e-4, rtol=0)
+    again.detach()
+    rebuilt, _ = create_network_from_weights(1.0, tmp_path / "x.safetensors", None, model.text_encoder, model.unet)
+    rebuilt.apply_to(model.text_encoder, model.unet)
+    rebuilt.load_weights(tmp_path / "x.safetensors")
+    torch.testing.assert_close(predict(model), wanted, atol=1e-4, rtol=0)
 
 
 def test_a_block_of_weight_zero_gets_no_modules_and_the_others_their_rates(model: StableDiffusion) -> None:

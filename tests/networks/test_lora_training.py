@@ -8,7 +8,8 @@ from torch import nn
 
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
-from networks.lora_modules import BatchSeed, Dropouts, LoraModule, Shape, Target
+from networks.dropout import BatchSeed
+from networks.lora_modules import Dropouts, LoraModule, Shape, Target
 from tests.networks.lora_helpers import make, predict, randomise
 
 

@@ -20,9 +20,12 @@ from library.optim.optimizers import (
     describe_optimizer,
     eval_mode,
     finds_rate_itself,
+    has_own_schedule,
+    idle_updates,
     make_optimizer,
     optimizer_name,
     rates_in_force,
+    rates_told,
     steps_apart,
     train_mode,
 )
@@ -118,7 +121,7 @@ def test_a_run_that_goes_on_from_a_saved_state_has_the_same_bits(name: str) -> N
 def test_names_pass_the_check_in_any_case_and_give_their_class(name: str) -> None:
     for spelt in (name,) if "." in name else (name, name.lower(), name.upper()):
         problems = Problems()
-        check_optimizer(options(spelt), {"unet": None}, problems)
+        check_optimizer(options(spelt), {"unet": None}, problems, (2,) if name == "Muon" else (1, 2, 4))
         assert not list(problems)
     if name in KNOWN:
         assert type(made_for(name)[1]).__name__ == KNOWN[name].path.rsplit(".", 1)[1]
@@ -268,6 +271,14 @@ def test_values_that_a_class_refuses_are_told_before_a_model_is_there() -> None:
     assert "warmup_init=True` requires" in complaints(options("AdaFactor", "relative_step=False", "warmup_init=True"))
 
 
+def test_an_optimizer_of_matrices_is_refused_by_name_where_other_weights_train() -> None:
+    said = complaints(options("muon"))
+    assert "muon does not take weights with 1 and 4 dimensions" in said and said.startswith("--optimizer_type: ")
+    problems = Problems()
+    check_optimizer(options("Muon"), {"unet": None}, problems, dimensions=(2, 4))
+    assert "with 4 dimensions" in str(next(iter(problems)))
+
+
 def test_unequal_rates_are_refused_by_what_finds_one_rate_for_all() -> None:
     for name in DISTANCE:
         said = complaints(options(name), {"text_encoder": 0.5, "unet": 1.0})
@@ -304,6 +315,19 @@ def test_adafactor_takes_a_rate_only_without_its_own() -> None:
     assert finds_rate_itself(options("transformers.Adafactor", "scale_parameter=True", "relative_step=true"))
 
 
+@pytest.mark.parametrize(
+    ("word", "own"),
+    [("True", True), ("1", True), ("false", False), ("0", False), ("0.0", False), ("None", False), ("none", False)],
+)
+def test_relative_step_is_understood_in_one_way(word: str, own: bool) -> None:
+    asked = options("AdaFactor", f"relative_step = {word}")
+    optimizer = make_optimizer(asked, groups_of(model(), 1e-3))
+    assert has_own_schedule(asked) == finds_rate_itself(asked) == own
+    assert (optimizer.param_groups[0]["lr"] is None) == own
+    lines = describe_optimizer(asked, optimizer)
+    assert ("optimizer: it finds its rate at every update; no learning rate and no schedule apply" in lines) == own
+
+
 def test_what_finds_the_rate_is_known() -> None:
     finders = {name for name in ALL if finds_rate_itself(options(name))}
     assert finders == {name for name in KNOWN if name.startswith("DAdapt")} | {"Prodigy", "AdaFactor"}
@@ -324,10 +348,73 @@ def test_plain_rates_are_those_of_the_groups() -> None:
 def test_a_found_rate_counts_with_its_factor(name: str) -> None:
     made = model()
     optimizer = make_optimizer(options(name), groups_of(made, 0.5))
-    learn(made, optimizer, range(60))
-    found = optimizer.param_groups[0]["d"]
-    assert found > 1e-6  # the first guess
-    assert rates_in_force(optimizer) == {"text_encoder": found * 0.5, "unet": found * 0.5}
+    assert rates_in_force(optimizer)["unet"] == optimizer.param_groups[1]["d"] * 0.5
+    jumped = False
+    for update in range(60):
+        before = optimizer.param_groups[0]["d"]
+        learn(made, optimizer, range(update, update + 1))
+        found = optimizer.param_groups[0]["d"]
+        jumped = jumped or found != before
+        assert rates_in_force(optimizer) == {"text_encoder": before * 0.5, "unet": before * 0.5}
+    assert jumped and found > 1e-6  # the first guess
+    assert rates_told(optimizer) == {"text_encoder": found * 0.5, "unet": found * 0.5}
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_rate_in_force_is_what_moved_the_weights_with_the_correction(corrected: bool) -> None:
+    """Prodigy's first update moves each weight by rate (1 - beta1) / sqrt(1 - beta2), whatever its gradient."""
+    weight = nn.Parameter(torch.ones(8))
+    groups = [{"params": [weight], "lr": 0.5, "name": "unet"}]
+    asked = options("Prodigy", "d0=0.01", "eps=1e-12", f"use_bias_correction={corrected}")
+    optimizer = make_optimizer(asked, groups)
+    weight.grad = torch.linspace(1, 2, 8)
+    optimizer.step()
+    moved = float(1 - weight.detach().double().mean())
+    told = rates_in_force(optimizer)["unet"]
+    assert told == pytest.approx(moved * math.sqrt(1 - 0.999) / (1 - 0.9), rel=1e-4)
+    assert told == pytest.approx(0.005 * (math.sqrt(0.001) / 0.1 if corrected else 1.0))
+
+
+def test_what_is_told_of_a_run_is_where_its_rate_began() -> None:
+    for asked, start in ((options(), 1e-3), (options("Prodigy", "d0=0.01", "growth_rate=1.0"), 1.0)):
+        made = model()
+        optimizer = make_optimizer(asked, groups_of(made, start))
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 4)
+        for update in range(4):
+            learn(made, optimizer, range(update, update + 1))
+            scheduler.step()
+        expected = start * (0.01 if asked.optimizer_type else 1.0)
+        assert optimizer.param_groups[0]["lr"] == 0
+        assert rates_told(Accelerator(cpu=True).prepare(optimizer)) == {
+            "text_encoder": pytest.approx(expected),
+            "unet": pytest.approx(expected),
+        }
+    made = model()
+    found = make_optimizer(options("AdaFactor", "scale_parameter=False"), groups_of(made, 1.0))
+    learn(made, found, range(1))
+    assert rates_told(found)["unet"] == pytest.approx(1e-2)
+    scaled = make_optimizer(options("DAdaptAdam", "d0=0.01", "growth_rate=1.0"), groups_of(model(), 0.5, 1.0))
+    assert rates_told(scaled) == {"text_encoder": pytest.approx(0.005), "unet": pytest.approx(0.01)}
+
+
+@pytest.mark.parametrize("words", [(), ("betas=0.9,0.99",), ("betas=0.9,0.9",), ("silent_sgd_phase=False",)])
+def test_updates_that_only_measure_are_counted_and_told(words: tuple[str, ...]) -> None:
+    asked = options("RAdamScheduleFree", *words)
+    made = model()
+    optimizer = make_optimizer(asked, groups_of(made, 0.1))
+    idle, start = idle_updates(asked), made[0].weight.detach().clone()
+    assert (idle == 0) == ("silent_sgd_phase=False" in words)
+    for update in range(int(idle) + 1):
+        assert torch.equal(made[0].weight, start)
+        learn(made, optimizer, range(update, update + 1))
+    assert not torch.equal(made[0].weight, start)
+    said = f"optimizer: its first {idle:g} updates only measure gradients and change no weight"
+    assert any(line.startswith(said) for line in describe_optimizer(asked, optimizer)) == (idle > 0)
+
+
+def test_others_move_at_once_and_a_short_memory_never_does() -> None:
+    assert not any(idle_updates(options(name)) for name in ALL if name != "RAdamScheduleFree")
+    assert idle_updates(options("schedulefree.RAdamScheduleFree", "betas=0.9,0.5")) == math.inf
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -13,8 +13,14 @@ from transformers.optimization import get_scheduler as transformers_scheduler
 
 from library.core.errors import Problems, UserError
 from library.optim.curves import CURVES
-from library.optim.optimizers import make_optimizer
-from library.optim.schedulers import check_scheduler, make_scheduler, scheduler_name, warmup_updates
+from library.optim.optimizers import idle_updates, make_optimizer, rates_told
+from library.optim.schedulers import (
+    check_scheduler,
+    describe_scheduler,
+    make_scheduler,
+    scheduler_name,
+    warmup_updates,
+)
 from library.options.optimizer import OptimizerOptions
 
 RATE = 3e-4
@@ -176,9 +182,9 @@ def test_adafactor_keeps_its_own_schedule(name: str | None) -> None:
     assert optimizer.param_groups[0]["lr"] is None
 
 
-def complaints(asked: OptimizerOptions, updates: int | None = 100) -> str:
+def complaints(asked: OptimizerOptions, updates: int | None = 100, rates: dict[str, float] | None = None) -> str:
     problems = Problems()
-    check_scheduler(asked, updates, problems)
+    check_scheduler(asked, rates or {}, updates, problems)
     return "\n".join(map(str, problems))
 
 
@@ -226,6 +232,111 @@ def test_a_class_by_its_path_is_the_class() -> None:
 )
 def test_classes_that_cannot_be_used_are_told(path: str, words: tuple[str, ...], said: str) -> None:
     assert said in complaints(options(None, *words, lr_scheduler_type=path))
+
+
+OWN_RATES = {
+    "OneCycleLR": (("max_lr=0.1", "total_steps=10"), 0.1),
+    "CyclicLR": (("base_lr=0.01", "max_lr=0.05", "step_size_up=4"), 0.05),
+}
+
+
+@pytest.mark.parametrize("name", OWN_RATES)
+def test_a_schedule_that_sets_the_rates_itself_says_so_and_what_they_are(name: str) -> None:
+    words, highest = OWN_RATES[name]
+    asked = options(None, *words, lr_scheduler_type=name)
+    assert complaints(asked, 10, {"text_encoder": 1e-4, "unet": 1e-4}) == ""
+    optimizer = optimizer_at(1e-4, 1e-4)
+    scheduler = make_scheduler(asked, optimizer, 10)
+    assert [group["asked_lr"] for group in optimizer.param_groups] == [1e-4, 1e-4]
+    first, second = describe_scheduler(asked, optimizer)
+    assert first.startswith(f"schedule: {name} sets the rates itself, the learning rates given do not apply")
+    assert f"{highest:g}" in first and "cycle_momentum=False" in second
+    seen = []
+    for _ in range(10):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates_told(optimizer) == {"0.0001": pytest.approx(max(seen))}
+    assert max(seen) == pytest.approx(highest, rel=0.05)
+    calm = options(None, *words, "cycle_momentum=False", lr_scheduler_type=name)
+    optimizer = optimizer_at(1e-4)
+    make_scheduler(calm, optimizer, 10)
+    assert len(describe_scheduler(calm, optimizer)) == 1
+
+
+@pytest.mark.parametrize("name", OWN_RATES)
+@pytest.mark.parametrize("updates", [None, 10])
+def test_a_schedule_that_sets_the_rates_itself_refuses_unequal_ones(name: str, updates: int | None) -> None:
+    asked = options(None, *OWN_RATES[name][0], lr_scheduler_type=name)
+    said = complaints(asked, updates, {"text_encoder": 1e-5, "unet": 1e-4})
+    assert f"{name} sets the rates itself, and would ignore those of the parts: text_encoder 1e-05, unet 0.0001" in said
+    with pytest.raises(UserError, match="sets the rates itself"):
+        make_scheduler(asked, optimizer_at(1e-4, 1e-5), 10)
+
+
+def test_a_schedule_may_have_a_rate_for_each_part() -> None:
+    asked = options(None, "max_lr=0.1,0.01", "total_steps=11", lr_scheduler_type="OneCycleLR")
+    assert complaints(asked, 10, {"text_encoder": 1e-4, "unet": 1e-4}) == ""
+    assert "does not work with max_lr=0.1,0.01" in complaints(asked, 10, {"unet": 1e-4})
+    assert [pair[0] / pair[1] for pair in rates(ours(asked, 10), 10, 1e-4, 1e-4)] == [pytest.approx(10)] * 11
+
+
+def test_schedules_that_move_the_given_rates_keep_them() -> None:
+    for name, words in (("CosineAnnealingLR", ("T_max=5", "eta_min=1e-6")), ("StepLR", ("step_size=2",))):
+        asked = options(None, *words, lr_scheduler_type=name)
+        assert complaints(asked, 5, {"text_encoder": 1e-5, "unet": 1e-4}) == ""
+        optimizer = optimizer_at(1e-4, 1e-5)
+        make_scheduler(asked, optimizer, 5)
+        assert describe_scheduler(asked, optimizer) == [] and "asked_lr" not in optimizer.param_groups[0]
+        assert rates_told(optimizer) == {"0.0001": 1e-4, "1e-05": 1e-5}
+    plain = optimizer_at(1e-4)
+    make_scheduler(options("linear"), plain, 5)
+    assert describe_scheduler(options("linear"), plain) == []
+
+
+# --- runs that would change nothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "zeros", "said"),
+    [
+        (options("piecewise_constant", "step_rules=0:100,1"), 100, "give a factor above 0 before update {}"),
+        (options("constant_with_warmup", lr_warmup_steps=1.0), 1, "remove the warm-up"),
+        (options("cosine", lr_warmup_steps=1.0), 1, "remove the warm-up"),
+        (
+            options(None, "base_lr=0", "max_lr=0.1", lr_scheduler_type="CyclicLR"),
+            1,
+            "choose a schedule that does not begin with a rate of 0",
+        ),
+    ],
+)
+def test_a_run_whose_rate_is_always_zero_is_refused(asked: OptimizerOptions, zeros: int, said: str) -> None:
+    for updates in {1, zeros}:
+        found = complaints(asked, updates)
+        assert f"the rate is 0 at every update of the run, which has {updates}" in found
+        assert said.format(updates) in found
+        with pytest.raises(UserError, match="nothing would change"):
+            make_scheduler(asked, optimizer_at(RATE), updates)
+    assert complaints(asked, zeros + 1) == "" and complaints(asked, None) == ""
+
+
+def test_a_run_within_the_updates_that_only_measure_is_refused() -> None:
+    asked = options(optimizer_type="RAdamScheduleFree")
+    idle = int(idle_updates(asked))
+    said = complaints(asked, idle)
+    assert f"changes no weight in its first {idle} updates, and the run has {idle}" in said
+    assert "silent_sgd_phase=False" in said
+    assert complaints(asked, idle + 1) == "" and complaints(asked, None) == ""
+    never = options(optimizer_type="RAdamScheduleFree", optimizer_args=("betas=0.9,0.5",))
+    assert "never changes a weight" in complaints(never) and "never changes a weight" in complaints(never, None)
+    moving = options(optimizer_type="RAdamScheduleFree", optimizer_args=("silent_sgd_phase=False",))
+    assert complaints(moving, 1) == ""
+
+
+def test_the_end_of_polynomial_is_compared_with_the_rates_before_anything_is_made() -> None:
+    said = complaints(options("polynomial", "lr_end=1e-5"), None, {"unet": 1e-4, "text_encoder": 1e-6})
+    assert "polynomial falls to 1e-05, and text_encoder begins at 1e-06" in said and "unet" not in said
+    assert complaints(options("polynomial", "lr_end=1e-5"), 10, {"unet": 1e-4}) == ""
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

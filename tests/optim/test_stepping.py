@@ -13,7 +13,7 @@ from torch import nn
 
 from library.core.errors import Problems, UserError
 from library.optim import stepping
-from library.optim.optimizers import check_optimizer, make_optimizer, rates_in_force
+from library.optim.optimizers import check_optimizer, finds_rate_itself, make_optimizer, rates_in_force, train_mode
 from library.optim.registry import KNOWN
 from library.optim.schedulers import make_scheduler
 from library.optim.stepping import (
@@ -40,6 +40,8 @@ APART = [
     "RMSprop",
 ]
 TOGETHER = ["Prodigy", "DAdaptAdam", "DAdaptLion"]
+FROM_TORCH = ["Adam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "Rprop", "SGD"]
+ALL = [*KNOWN, *FROM_TORCH, "bitsandbytes.optim.lamb.LAMB", "torch.optim.Adafactor"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 
@@ -63,7 +65,9 @@ def groups_of(made: nn.Sequential, rate: float = 0.01) -> list[dict[str, Any]]:
 
 
 def optimizer_for(made: nn.Sequential, name: str, rate: float = 0.01) -> torch.optim.Optimizer:
-    return make_optimizer(options(name), groups_of(made, 1.0 if name in TOGETHER else rate))
+    optimizer = make_optimizer(options(name), groups_of(made, 1.0 if finds_rate_itself(options(name)) else rate))
+    train_mode(optimizer)
+    return optimizer
 
 
 def go_back(made: nn.Module, update: int) -> None:
@@ -121,44 +125,85 @@ def test_updates_too_small_for_the_format_are_kept_on_average(dtype: torch.dtype
     assert expected == pytest.approx(-2e-3, rel=0.01)
 
 
-@pytest.mark.parametrize("name", APART + TOGETHER)
+@pytest.mark.parametrize("name", [name for name in ALL if "ScheduleFree" not in name])
 def test_half_precision_weights_learn_and_state_stays_float32(name: str) -> None:
     made = model(torch.bfloat16)
-    optimizer = SinglySteppingOptimizer(optimizer_for(made, name), seed=1)
-    learn(made, optimizer, range(4))
-    before = model(torch.bfloat16)
-    assert not torch.equal(made[0].weight, before[0].weight) and made[0].weight.dtype == torch.bfloat16
-    states = [
-        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
-    ]
-    assert not [value.dtype for value in states if value.dtype in (torch.bfloat16, torch.float16)]
+    optimizer = SinglySteppingOptimizer(optimizer_for(made, name, 0.1), seed=1)
+    learn(made, optimizer, range(12))
+    assert made[0].weight.dtype == torch.bfloat16
+    if not name.startswith("DAdapt"):  # their first guess of a rate is small
+        assert not torch.equal(made[0].weight, model(torch.bfloat16)[0].weight)
+    assert_no_halves(optimizer)
     assert set(optimizer.state) <= set(made.parameters())
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in made.parameters()]
 
 
-@pytest.mark.parametrize("name", APART + TOGETHER)
-def test_the_rounding_is_the_same_after_a_resume(name: str) -> None:
-    straight = model(torch.bfloat16)
-    optimizer = SinglySteppingOptimizer(optimizer_for(straight, name), seed=1)
-    learn(straight, optimizer, range(5))
+def assert_no_halves(optimizer: torch.optim.Optimizer) -> None:
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    formats = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    assert not formats & {torch.bfloat16, torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_state_that_is_made_before_the_first_update_is_float32(dtype: torch.dtype) -> None:
+    """Adagrad's sum of 2000 squares of 1 would stop at 256 in bf16."""
+    weight = nn.Parameter(torch.ones(4, dtype=dtype))
+    inside = make_optimizer(options("Adagrad"), [{"params": [weight], "lr": 1e-3, "name": "unet"}])
+    in_half = inside.state_dict()
+    optimizer = SinglySteppingOptimizer(inside, seed=1)
+    assert_no_halves(optimizer)
+    for _ in range(2000):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert optimizer.state[weight]["sum"].tolist() == [2000.0] * 4
+    optimizer.load_state_dict({**in_half, "updates_done": 0})
+    assert_no_halves(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ALL)
+def test_the_rounding_is_the_same_after_a_resume(name: str, dtype: torch.dtype) -> None:
+    straight = model(dtype)
+    optimizer = SinglySteppingOptimizer(optimizer_for(straight, name, 0.1), seed=1)
+    learn(straight, optimizer, range(7))
     file = io.BytesIO()
     torch.save({"weights": straight.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    kept = {key: value.clone() for key, value in straight.state_dict().items()}
-    learn(straight, optimizer, range(5, 8))
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed = model(torch.bfloat16)
-    its_optimizer = SinglySteppingOptimizer(optimizer_for(resumed, name), seed=1)
+    resumed = model(dtype)
+    its_optimizer = SinglySteppingOptimizer(optimizer_for(resumed, name, 0.1), seed=1)
     resumed.load_state_dict(saved["weights"])
     its_optimizer.load_state_dict(saved["optimizer"])
-    learn(resumed, its_optimizer, range(5, 8))
+    assert_same_state(optimizer, its_optimizer)
+    learn(straight, optimizer, range(7, 10))
+    learn(resumed, its_optimizer, range(7, 10))
     assert_same_bits(straight, resumed)
-    other = model(torch.bfloat16)
-    other.load_state_dict(kept)
-    another_seed = SinglySteppingOptimizer(optimizer_for(other, name), seed=2)
-    another_seed.load_state_dict(saved["optimizer"])
-    learn(other, another_seed, range(5, 8))
-    assert not torch.equal(other[0].weight, straight[0].weight)
+    assert_same_state(optimizer, its_optimizer)
+
+
+def assert_same_state(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+    assert_same_content(first.state_dict()["state"], second.state_dict()["state"])
+
+
+def assert_same_content(ours: Any, theirs: Any) -> None:
+    """Every number and its format; bitsandbytes has dicts within the state of a weight."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert_same_content(value, theirs[key])
+    elif isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("name", APART + TOGETHER)
+def test_another_seed_rounds_otherwise(name: str) -> None:
+    first, second = model(torch.bfloat16), model(torch.bfloat16)
+    for made, seed in ((first, 1), (second, 2)):
+        learn(made, SinglySteppingOptimizer(optimizer_for(made, name), seed), range(8))
+    assert not torch.equal(first[0].weight, second[0].weight)
 
 
 def test_accelerate_and_schedules_take_it() -> None:

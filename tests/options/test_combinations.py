@@ -75,7 +75,8 @@ def options_of(script: str, *words: str) -> OptionValues:
         (("--hypernetwork_module", "m", "--train_text_encoder"), ["--train_text_encoder"]),
         (("--hypernetwork_module", "m", "--train_text_encoder", "false"), []),
         (("--hypernetwork_module", "m", "--save_model_as", "ckpt"), ["--save_model_as"]),
-        (("--hypernetwork_module", "m", "--learning_rate_te", "1e-5"), ["--text_encoder_lr"]),
+        (("--hypernetwork_module", "m", "--use_safetensors", "false"), []),
+        (("--hypernetwork_module", "m", "--use_safetensors"), ["--use_safetensors"]),
         (("--hypernetwork_module", "m", "--unet_lr", "1e-5", "--hypernetwork_weights", "h.pt"), []),
     ],
 )

@@ -42,8 +42,8 @@ def test_step_writes_sane_figures(tmp_path: Path, model: str) -> None:
     assert figures["overhead_ms"] == pytest.approx(figures["trainer_ms"] - figures["floor_ms"])
     assert figures["ratio"] == pytest.approx(figures["trainer_ms"] / figures["floor_ms"])
     assert 0 < figures["loader_ms"] < figures["trainer_ms"]
-    # the log is drained once in ten updates and at the end of an epoch; nothing else reads from the device
-    assert 0 < figures["host_reads_per_step"] < 0.5
+    # each update looks once whether its numbers are finite; the log is drained once in ten, and nothing else reads
+    assert 1 <= figures["host_reads_per_step"] < 1.5
     assert figures["cuda_syncs_per_step"] is None
 
 

@@ -19,6 +19,7 @@ from library.training.guards import (
     MOST_SKIPPED,
     WATCHED_UPDATES,
     GradientWatch,
+    MovementWatch,
     refuse_non_finite,
     refuse_non_finite_update,
 )
@@ -141,6 +142,27 @@ def test_an_update_that_would_spoil_the_weights_is_stopped_with_its_pictures(
     with pytest.raises(UserError, match=f"the {what}.* no longer finite at update 7; its pictures: 0.png") as caught:
         refuse_non_finite_update(torch.tensor(loss), torch.tensor(norm), files, 6)
     assert "3.png and 2 more" in str(caught.value)
+
+
+def test_a_part_that_kept_its_weights_is_named() -> None:
+    model = TwoParts()
+    groups = [
+        {"name": name, "params": list(part.parameters())}
+        for name, part in (("text_encoder", model.text_encoder), ("unet", model.unet))
+    ]
+    movement = MovementWatch(groups)
+    with pytest.raises(UserError, match="text_encoder and unet should train, but kept the weights"):
+        movement.refuse_still()
+    optimizer = torch.optim.SGD(
+        [{"params": model.unet.parameters()}, {"params": model.text_encoder.parameters(), "lr": 0}], lr=0.1
+    )
+    model(torch.ones(2, 3)).backward()
+    optimizer.step()
+    with pytest.raises(UserError, match="training: text_encoder should train"):
+        movement.refuse_still()
+    with torch.no_grad():
+        model.text_encoder.bias.add_(1.0)
+    movement.refuse_still()
 
 
 def test_updates_left_out_by_the_scaler_are_counted_in_a_row() -> None:
