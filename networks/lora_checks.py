@@ -91,7 +91,7 @@ def check_parts(
     if trains_unet and _leaves_unet_out(network_args):
         other = ", or give --network_train_text_encoder_only and no blocks" if trains_text_encoder else ""
         problems.add("no block of the U-Net is left to train", WHERE, f"give one a rank and a weight above 0{other}")
-    if weights is not None:
+    if weights is not None and _is_lora(weights):
         problems.attempt(lambda: _check_file_parts(weights, trains_text_encoder, trains_unet))
     problems.raise_if_any()
 
@@ -113,13 +113,21 @@ def check_family(weights: Path, where: str, text_width: int) -> None:
     Raises:
         UserError: it was made for another one.
     """
-    for key, shape in open_weights(weights).shapes.items():
+    for key, shape in open_weights(weights).shapes.items() if _is_lora(weights) else ():
         if key.startswith(UNET_PREFIX) and key.endswith(f"attn2_to_k.{DOWN}") and shape[1] != text_width:
             what = f"it was made for text states of the width {shape[1]}, and the base model has {text_width}"
             raise UserError.of(what, where, "use a file that was trained with a model of this family")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _is_lora(path: Path) -> bool:
+    """Whether there is anything to look at; what is wrong with the file is told by `check_options`."""
+    try:
+        return bool(modules_in(open_weights(path).shapes, str(path)))
+    except UserError:
+        return False
 
 
 def _check_file(path: Path, arguments: LoraArguments, plain: bool) -> None:

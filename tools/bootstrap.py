@@ -284,19 +284,10 @@ def _run_quietly(command: list[str], folder: Path, environment: dict[str, str], 
     """Runs pip; its output goes into a log, and to a terminal as one line that keeps changing."""
     lines: list[str] = []
     live = sys.stdout.isatty()
-    with (
-        log.open("w", encoding="utf-8") as file,
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
+    with log.open("w", encoding="utf-8") as file, subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace",
+    ) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
             file.write(line)

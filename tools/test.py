@@ -1,9 +1,9 @@
 """The check every change must pass: ruff, mypy and the tests, in an environment of its own.
 
-python tools/test.py                      everything but the slow tests
-python tools/test.py --slow               everything
-python tools/test.py --device cuda        on the graphics card as well
-python tools/test.py tests/core -k sizes  what pytest is given after our own options
+    python tools/test.py                      everything but the slow tests
+    python tools/test.py --slow               everything
+    python tools/test.py --device cuda        on the graphics card as well
+    python tools/test.py tests/core -k sizes  what pytest is given after our own options
 """
 
 from __future__ import annotations
@@ -89,14 +89,8 @@ def _run_pytest(command: Sequence[str], environment: dict[str, str]) -> tuple[st
     """Shows pytest's output as it comes; returns its last line and its exit code (no tests at all is 5, a failure)."""
     last = "pytest printed nothing"
     with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace",
     ) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)

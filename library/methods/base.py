@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from library.models.stable_diffusion import StableDiffusion
 
 
-TEXT_ENCODER, UNET = "text_encoder", "unet"  # names of the parts, as optimizer groups and reports have them
+TEXT_ENCODER, UNET, EMBEDDING = (
+    "text_encoder",
+    "unet",
+    "embedding",
+)  # names of the parts, as optimizer groups and reports have them
 
 
 class Method(Protocol):

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from library.core.errors import UserError
 from library.core.randomness import NO_EPOCH, generator
+from library.methods.base import EMBEDDING
 from library.models.embedding_files import LAYERS, write_embedding, write_layered_embedding
 from library.text.aliases import FIRST_NEW_ID
 
@@ -108,7 +109,7 @@ class Embedding:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """One group: the new vectors."""
-        return [{"params": [self._vectors()], "lr": self._learning_rate, "name": "embedding"}]
+        return [{"params": [self._vectors()], "lr": self._learning_rate, "name": EMBEDDING}]
 
     def trains_text_encoder(self, step: int) -> bool:
         """Gradients reach the new vectors through it, at every step."""

@@ -191,7 +191,10 @@ def check_network_family(options: NetworkOptions, text_width: int) -> None:
     Raises:
         UserError: naming those that were made for another family.
     """
-    module = import_network_module(options.network_module)
+    try:
+        module = import_network_module(options.network_module)
+    except UserError:  # told by `check_network_options`
+        return
     check: Callable[[Path, str, int], None] | None = getattr(module, "check_family", None)
     problems = Problems()
     files = [f"--base_weights {name}" for name in options.base_weights]

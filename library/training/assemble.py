@@ -30,8 +30,8 @@ from library.methods.network import drops_layers
 from library.models.attention import choose_attention, compile_unet
 from library.models.checkpointing import enable_gradient_checkpointing
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
-from library.optim.optimizers import describe_optimizer, eval_mode, make_optimizer, optimizer_name, rates_in_force
-from library.optim.schedulers import make_scheduler
+from library.optim.optimizers import describe_optimizer, eval_mode, make_optimizer, optimizer_name, rates_told
+from library.optim.schedulers import describe_scheduler, make_scheduler
 from library.optim.stepping import FusedBackward, describe_stepping, learns_in_low_precision, make_stepping
 from library.options.objective import ObjectiveOptions
 from library.text.tokenizer import CaptionTokenizer
@@ -84,7 +84,7 @@ def train(run: Run) -> None:
         for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
             log.info(line)
         trainer = build_trainer(run, accelerator, learner, planner, plan)
-        for line in [*describe_optimizer(options.optimizer, trainer.optimizer), *describe_stepping(trainer.optimizer)]:
+        for line in _learning_lines(run, trainer.optimizer):
             log.info(line)
         movement = MovementWatch(learner.groups)
         try:
@@ -269,15 +269,14 @@ def _tensorboard_folder(run: Run) -> Path | None:
     return Path(run.options.output.logging_dir) / f"{run.options.output.log_prefix or ''}{stamp}" / tracker_name(run)
 
 
-def _rates_told(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The rate of each part: the one that the schedule began with, or the one that the optimizer found itself."""
-    found = rates_in_force(optimizer)
-    return {
-        group["name"]: group.get("initial_lr", group["lr"])
-        if found[group["name"]] is group["lr"]
-        else float(found[group["name"]])
-        for group in optimizer.param_groups
-    }
+def _learning_lines(run: Run, optimizer: torch.optim.Optimizer) -> list[str]:
+    """What the report says of optimizer and schedule."""
+    options = run.options.optimizer
+    return [
+        *describe_optimizer(options, optimizer),
+        *describe_stepping(optimizer),
+        *describe_scheduler(options, optimizer),
+    ]
 
 
 def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> None:
@@ -290,7 +289,7 @@ def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> 
         session_id=derived_seed(int(finished.started_at * 1000), 0, "", "session") >> 32,
         started_at=finished.started_at,
         finished_at=finished.finished_at,
-        rates=_rates_told(trainer.optimizer),
+        rates=rates_told(trainer.optimizer),
         optimizer=optimizer_name(run.options.optimizer),
         epochs=plan.epochs,
         max_steps=plan.total_updates,

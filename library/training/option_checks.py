@@ -9,6 +9,7 @@ from library.core.errors import Problems
 from library.core.launch import launched_processes
 from library.core.optional import import_optional
 from library.diffusion.combinations import check_objective
+from library.methods.base import EMBEDDING
 from library.models.attention import check_attention, check_compiling
 from library.optim.optimizers import check_optimizer
 from library.optim.stepping import check_low_precision
@@ -30,7 +31,8 @@ def check_options(
     check_text(asked.text, problems)
     check_caching(asked.caching, asked.text, text_encoder_learns, problems)
     problems.attempt(lambda: check_precision(training.mixed_precision))
-    check_optimizer(asked.optimizer, rates, problems)
+    # weights of an embedding are a table; those of other parts have every number of dimensions
+    check_optimizer(asked.optimizer, rates, problems, dimensions=(2,) if set(rates) == {EMBEDDING} else (1, 2, 4))
     check_low_precision(asked.memory, training, asked.optimizer, problems)
     if asked.memory.fused_backward_pass and launched_processes() > 1:
         what = "gradients are applied before the processes could exchange them, so each would train alone"

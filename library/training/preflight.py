@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from library.checkpoint.naming import average_file, last_file, log_file
+from library.core.device import dtype_of
 from library.core.errors import Problems, UserError
 from library.core.launch import launched_processes
 from library.data.planner import Planner
-from library.methods.base import TEXT_ENCODER, UNET
+from library.methods.base import EMBEDDING, TEXT_ENCODER, UNET
 from library.methods.network import (
+    check_network_family,
     check_network_options,
     network_extension,
     network_in_force,
     without_idle_text_encoder,
 )
 from library.methods.rates import part_rates
+from library.models.embedding_files import text_width
 from library.models.forms import (
     choose_form,
     files_in_the_way,
@@ -75,7 +78,8 @@ def check_network_run(options: OptionValues) -> NetworkRun:
 
 
 def _check_network(options: OptionValues, asked: RunOptions, network: NetworkOptions, problems: Problems) -> NetworkRun:
-    problems.attempt(lambda: check_network_options(network))
+    kept_as = dtype_of(asked.output.save_precision or asked.training.mixed_precision)
+    problems.attempt(lambda: check_network_options(network, kept_as))
     network = without_idle_text_encoder(network)
     check_network_parts(network, options.of(PartRateOptions), problems)
     learning = {UNET: asked.rates.unet, TEXT_ENCODER: asked.rates.text_encoder}
@@ -85,6 +89,9 @@ def _check_network(options: OptionValues, asked: RunOptions, network: NetworkOpt
         learning.pop(UNET, None)
     learns = "the network changes what the text encoder makes of captions" if TEXT_ENCODER in learning else None
     found = _check_common(asked, learning, learns, problems)
+    width = text_width(found.base.identity) if found.base is not None else None
+    if width is not None:
+        problems.attempt(lambda: check_network_family(network, width))
     output, extension = asked.output, problems.attempt(lambda: network_extension(network)) or ".safetensors"
     files = _files(asked, last_file(Path(str(output.output_dir)), output.output_name, extension))
     check_output(output, files, True, problems)
@@ -105,7 +112,7 @@ def check_embedding_run(options: OptionValues) -> EmbeddingRun:
     if template is not None:  # captions are not read, so none can be missing
         asked = replace(asked, data=replace(asked.data, allow_missing_captions=True))
     changes = "the embedding changes what the text encoder makes of captions"
-    found = _check_common(asked, {"embedding": asked.rates.asked}, changes, problems)
+    found = _check_common(asked, {EMBEDDING: asked.rates.asked}, changes, problems)
     word = check_new_word(embedding, found.base.identity if found.base else None, problems)
     notes: list[str] = []
     if found.pictures is not None and template is not None:

@@ -368,7 +368,7 @@ def test_numbers_that_do_not_fit_are_saved_in_float32(tmp_path: Path, module: st
     words = ("algo=lora", "preset=attn-mlp") if module == LYCORIS else ()
     method, network = attached(tiny(), network_module=module, network_alpha=1e5, network_args=words)
     file = tmp_path / "x.safetensors"
-    with pytest.raises(UserError, match="alpha holds 100000, and float16 ends at 65504: .* saved in float32 instead"):
+    with pytest.raises(UserError, match=r"alpha holds 100000, and float16 ends at 65504: .* saved in float32 instead"):
         method.save(file, torch.float16, {})
     assert all(torch.isfinite(value).all() for value in load_file(str(file)).values())
     file.unlink()

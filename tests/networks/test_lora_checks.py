@@ -78,6 +78,9 @@ def test_a_file_must_have_the_parts_that_train(tensors: dict[str, torch.Tensor],
     save_file({key: value for key, value in tensors.items() if key.startswith("lora_te_")}, str(text))
     for file, parts in ((whole, (True, True)), (unet, (False, True)), (text, (True, False))):
         check_parts({}, *parts, file)
+    save_file({"emb_params": torch.ones(1, 8)}, str(tmp_path / "other.safetensors"))
+    check_parts({}, True, True, tmp_path / "other.safetensors")  # told once, by check_options
+    check_family(tmp_path / "other.safetensors", "here", 768)
     for file, parts, said, mend in (
         (unet, (True, True), "nothing for the text encoder, which trains", "give --network_train_unet_only"),
         (text, (True, True), "nothing for the U-Net, which trains", "give --network_train_text_encoder_only"),
