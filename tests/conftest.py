@@ -23,6 +23,25 @@ torch.backends.cudnn.allow_tf32 = False  # comparisons on a card need all the di
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
 
 
+SLOW_CASES = ROOT / "tests" / "slow_cases.txt"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the listed cases as slow; a line without a case would do nothing, so it is an error."""
+    lines = SLOW_CASES.read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    if any("::" in argument for argument in config.args):  # single tests were asked for
+        return
+    files = {item.nodeid.split("::")[0] for item in items}
+    lost = {case for case in listed if case.split("::")[0] in files} - {item.nodeid for item in items}
+    if lost:
+        raise pytest.UsageError(f"{SLOW_CASES}: no such test: {', '.join(sorted(lost))}")
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where device-dependent tests run; `python tools/test.py --device cuda` sets it."""
