@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from library.core.errors import Problems, suggest_name
+from library.core.numbers import finite_number
 from networks.lora_modules import Dropouts
 
 DEFAULT_RANK, DEFAULT_ALPHA = 4, 1.0
@@ -139,7 +140,7 @@ class _Reader:
                 name, "neither 12 numbers nor a curve", suggest_name(word, CURVES, f"curves: {', '.join(CURVES)}")
             )
             return None
-        added = _to_number(offset) if plus else 0.0
+        added = finite_number(offset) if plus else 0.0
         if added is None or added < 0:
             self.complain(name, "a number from 0 stands behind the +", f"for example {word}+0.25")
             return None
@@ -148,7 +149,7 @@ class _Reader:
     def _numbers(self, name: str, count: int, check: Callable[[float], str | None]) -> tuple[float, ...] | None:
         if name not in self.given:
             return None
-        numbers = [_to_number(word) for word in self.given[name].split(",")]
+        numbers = [finite_number(word) for word in self.given[name].split(",")]
         found = [number for number in numbers if number is not None]
         if len(found) < len(numbers):
             self.complain(name, "not a number", "write numbers with commas between them, without blanks")
@@ -219,14 +220,6 @@ def idle_ratio(given: Mapping[str, str], trains_text_encoder: bool, trains_unet:
     if _RATIO in given and own in given and trains_text_encoder != trains_unet:
         return f"{_RATIO}: the only part that trains has a ratio of its own"
     return None
-
-
-def _to_number(word: str) -> float | None:
-    try:
-        number = float(word)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _from_zero(number: float) -> str | None:

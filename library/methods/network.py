@@ -22,13 +22,8 @@ from library.methods.network_module import (
     ARGUMENTS,
     MODULE,
     ask_module,
-    check_network_family,
-    check_network_options,
-    drops_layers,
     import_network_module,
     is_ours,
-    network_extension,
-    network_in_force,
     parse_network_args,
     rank_and_alpha,
     without_idle_text_encoder,
@@ -39,16 +34,6 @@ from library.options.network import NetworkOptions, base_weights_in_force
 
 if TYPE_CHECKING:  # this file is imported before a model is wanted, and diffusers takes seconds
     from library.models.stable_diffusion import StableDiffusion
-
-__all__ = [
-    "Network",
-    "check_network_family",
-    "check_network_options",
-    "drops_layers",
-    "network_extension",
-    "network_in_force",
-    "without_idle_text_encoder",
-]
 
 log = get_logger(__name__)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from library.core.errors import Problems
+from library.core.numbers import finite_number
 from library.options.base import OptionGroup, option
 from library.options.checks import above, at_least, share_below_one
 
@@ -92,22 +92,14 @@ def check_network_files(options: NetworkOptions, problems: Problems) -> None:
         what = f"{len(files)} files and {len(strengths)} strengths"
         problems.add(what, "--base_weights, --base_weights_multiplier", "give each file a strength, or none")
     for word in strengths:
-        if _to_number(word) is None:
+        if finite_number(word) is None:
             problems.add(f"{word!r} is not a number", "--base_weights_multiplier", "for example 0.8")
 
 
 def base_weights_in_force(options: NetworkOptions) -> list[tuple[str, float]]:
     """The files that are merged into the base model, in order, with their strengths; after `check_network_files`."""
-    strengths = [_to_number(word) for word in options.base_weights_multiplier] or [1.0] * len(options.base_weights)
+    strengths = [finite_number(word) for word in options.base_weights_multiplier] or [1.0] * len(options.base_weights)
     return [
         (file, 1.0 if strength is None else strength)
         for file, strength in zip(options.base_weights, strengths, strict=True)
     ]
-
-
-def _to_number(word: str) -> float | None:
-    try:
-        number = float(word)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

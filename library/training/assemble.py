@@ -26,7 +26,7 @@ from library.data.views import Drawing, Views
 from library.diffusion.noise import NoiseSource
 from library.diffusion.objective import Objective
 from library.methods.base import TEXT_ENCODER, UNET, Method
-from library.methods.network import drops_layers
+from library.methods.network_module import drops_layers
 from library.models.attention import choose_attention, compile_unet
 from library.models.checkpointing import enable_gradient_checkpointing
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion

@@ -13,7 +13,7 @@ from library.core.errors import Problems, UserError
 from library.core.launch import launched_processes
 from library.data.planner import Planner
 from library.methods.base import EMBEDDING, TEXT_ENCODER, UNET
-from library.methods.network import (
+from library.methods.network_module import (
     check_network_family,
     check_network_options,
     network_extension,

@@ -81,6 +81,18 @@ UNCHANGED: dict[str, object] = {
 }
 
 
+# what the file says of options that nobody gave
+LEFT_ALONE: dict[str, str] = {
+    **{f"ss_{name}": str(value) for name, value in UNCHANGED.items()},
+    **dict.fromkeys(NOT_ASKED_FOR, "None"),
+    **dict.fromkeys(SWITCHES_LEFT_OFF, "False"),
+    **dict.fromkeys(("ss_base_weights", "ss_base_weights_multiplier", "ss_lr_scheduler_args"), "[]"),
+    "ss_loss_type": "l2",
+    "ss_min_timestep": "0",
+    "ss_max_timestep": "1000",
+}
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that has ended: what its file and its log hold, and when it took place."""
@@ -207,13 +219,7 @@ def test_every_key_holds_what_really_happened(full_run: Finished, models: dict[s
             "ss_seed": "7",
             "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1,betas=(0.9, 0.99))",
             "ss_max_grad_norm": "0.5",
-            **{f"ss_{name}": str(value) for name, value in UNCHANGED.items()},
-            **dict.fromkeys(NOT_ASKED_FOR, "None"),
-            **dict.fromkeys(SWITCHES_LEFT_OFF, "False"),
-            **dict.fromkeys(("ss_base_weights", "ss_base_weights_multiplier", "ss_lr_scheduler_args"), "[]"),
-            "ss_loss_type": "l2",
-            "ss_min_timestep": "0",
-            "ss_max_timestep": "1000",
+            **LEFT_ALONE,
             "ss_prior_loss_weight": "0.5",
             "ss_batch_size_per_device": "2",
             "ss_total_batch_size": "4",

@@ -17,8 +17,8 @@ from torch import nn
 
 from library.core.errors import UserError
 from library.methods.model_views import text_encoder_view, unet_view
-from library.methods.network import (
-    Network,
+from library.methods.network import Network
+from library.methods.network_module import (
     check_network_family,
     check_network_options,
     network_extension,

@@ -86,7 +86,9 @@ def test_the_words_of_every_training_are_options_of_its_script(name: str) -> Non
         if item.metadata["option"].required
         for word in (f"--{item.name}", "x")
     ]
-    parse_options(str(check.script), script.description, script.groups, [*required, *check.words])
+    options = parse_options(str(check.script), script.description, script.groups, [*required, *check.words])
+    flags = {word.split("=")[0].removeprefix("--") for word in check.words if word.startswith("--")}
+    assert flags <= options.given
 
 
 def test_what_all_need_runs_first_and_once() -> None:

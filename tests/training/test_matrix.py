@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from library.options.parse import OptionValues, parse_options
@@ -28,6 +27,8 @@ from library.training.run import Run
 from library.training.runtime import start_runtime
 from tests.training.runs import Tensors, run_script_in_processes
 from tests.training.styles import CAPTION_FILES, style_words
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 PARTS = ("unet", "text_encoder", "vae")
 UPDATES = 2
@@ -91,14 +92,6 @@ def cases() -> list[Any]:
 @pytest.fixture
 def data(photos: Path, tmp_path: Path) -> list[str]:
     return style_words(CAPTION_FILES, "zumira", photos, tmp_path / "data")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps the precision of the first run of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def words_of(script: str, model: Path, data: Sequence[str], out: Path, other_text: bool) -> list[str]:

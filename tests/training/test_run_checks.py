@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 import fine_tune
@@ -121,14 +119,7 @@ def test_one_update_is_judged_as_well(tiny_models: dict[str, Path], tmp_path: Pa
     assert not (tmp_path / "out" / "last.safetensors").exists()
 
 
-@pytest.fixture
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_the_environment_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     weight = torch.nn.Parameter(torch.ones(1))
