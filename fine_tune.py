@@ -14,7 +14,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = read_command_line("fine_tune.py", words)
     if options is None:
         return
-    from library.training.preflight import check_fine_tuning_run
+    from library.training.checks.preflight import check_fine_tuning_run
     from library.training.start import start
 
     start(check_fine_tuning_run, options)

@@ -14,7 +14,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = read_command_line("train_db.py", words)
     if options is None:
         return
-    from library.training.preflight import check_full_model_run
+    from library.training.checks.preflight import check_full_model_run
     from library.training.start import start
 
     start(check_full_model_run, options)

@@ -37,7 +37,7 @@ from library.options.data import DataOptions, default_worker_count
 from library.options.parse import build_parser, names_of, parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import CaptionTokenizer, tokenizer_files
-from library.training.preflight import check_full_model_run, check_network_run
+from library.training.checks.preflight import check_full_model_run, check_network_run
 from library.training.progress import plan_run
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
 

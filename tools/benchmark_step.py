@@ -33,7 +33,7 @@ from library.optim.optimizers import make_optimizer
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import Learner, build_trainer, load_learner, make_planner
-from library.training.preflight import check_network_run
+from library.training.checks.preflight import check_network_run
 from library.training.progress import plan_run
 from library.training.run import NetworkRun
 from library.training.runtime import start_runtime

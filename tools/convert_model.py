@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     from library.core.log import start_logging
     from library.options.model import ModelOptions
-    from library.training.base_model import check_base_model
+    from library.training.checks.base_model import check_base_model
 
     start_logging()
     problems = Problems()

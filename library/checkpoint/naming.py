@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DEFAULT_LAST_NAME = "last"
+DEFAULT_LAST_NAME, DEFAULT_EPOCH_NAME, DEFAULT_STEP_NAME = "last", "epoch", "at"
+STATE_ENDING = "-state"
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt")
+
+
+def last_stem(output_name: str | None) -> str:
+    """The name of the end of the run, without extension: NAME, or last without a name."""
+    return output_name or DEFAULT_LAST_NAME
+
+
+def epoch_stem(output_name: str | None, epoch: int) -> str:
+    """The name after an epoch (counted from 1): NAME-000001, or epoch-000001 without a name."""
+    return f"{output_name or DEFAULT_EPOCH_NAME}-{epoch:06d}"
+
+
+def step_stem(output_name: str | None, step: int) -> str:
+    """The name after so many updates: NAME-step00000001, or at-step00000001 without a name."""
+    return f"{output_name or DEFAULT_STEP_NAME}-step{step:08d}"
 
 
 def last_file(output_dir: Path, output_name: str | None, extension: str) -> Path:
     """The file of the end of the run: NAME.ext, or last.ext without a name."""
-    return output_dir / f"{output_name or DEFAULT_LAST_NAME}{extension}"
+    return output_dir / f"{last_stem(output_name)}{extension}"
+
+
+def state_folder(output_dir: Path, stem: str) -> Path:
+    """The state that belongs to the file with this name: NAME-state, NAME-000001-state, …"""
+    return output_dir / f"{stem}{STATE_ENDING}"
 
 
 def average_file(result: Path) -> Path:

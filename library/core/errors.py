@@ -16,6 +16,7 @@ from typing import TypeVar
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: come again
 
 ResultT = TypeVar("ResultT")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -44,6 +45,10 @@ class UserError(Exception):
     def of(cls, what: str, where: str, fix: str) -> UserError:
         """The common case of a single problem."""
         return cls([Problem(what, where, fix)])
+
+
+class Stopped(Exception):  # noqa: N818 (nothing is wrong)
+    """The run was asked to stop before its end, and what it had learned is saved."""
 
 
 class Problems:
@@ -120,6 +125,9 @@ def run_script(main: Callable[[], None]) -> int:
         if os.environ.get("RANK", "0") == "0":  # of several processes that all found it, one tells it
             print(format_user_error(error), file=sys.stderr)
         return EXIT_USER_ERROR
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

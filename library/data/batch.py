@@ -55,6 +55,7 @@ class Batch(SentByValue):
     epoch: int
     position: int  # within the epoch, over all processes
     closes_update: bool
+    closes_epoch: bool
     loss_scale: float
 
     def to(self, device: torch.device) -> Batch:

@@ -129,6 +129,7 @@ class TrainingDataset(Dataset[Batch]):
             epoch=epoch,
             position=request.position,
             closes_update=request.closes_update,
+            closes_epoch=request.closes_epoch,
             loss_scale=request.loss_scale,
         )
 

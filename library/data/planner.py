@@ -32,6 +32,7 @@ class BatchRequest:
         closes_update: an optimizer step follows on this micro-batch.
         loss_scale: factor of its loss; 0 for a copy that only keeps processes in step.
         step: number of the update, from 0, that it belongs to.
+        closes_epoch: it is the last one of its epoch on its process.
     """
 
     epoch: int
@@ -41,6 +42,7 @@ class BatchRequest:
     closes_update: bool
     loss_scale: float
     step: int = 0
+    closes_epoch: bool = False
 
 
 class EpochPlan(Sequence[BatchRequest]):
@@ -94,6 +96,7 @@ class EpochPlan(Sequence[BatchRequest]):
             closes_update=(round_number + 1) % self._accumulation == 0 or round_number + 1 == self._rounds,
             loss_scale=group_size / real_in_group if position < real_batches else 0.0,
             step=self._first_step + position // group_size,
+            closes_epoch=round_number + 1 == self._rounds,
         )
 
 
@@ -148,6 +151,15 @@ class Planner:
         if all(uses.is_same_every_epoch for uses in self._uses):
             return epochs * self.updates_in_epoch(0)
         return sum(self.updates_in_epoch(epoch) for epoch in range(epochs))
+
+    def place_of(self, updates: int) -> tuple[int, int]:
+        """The epoch that the next update belongs to after so many, and how many updates of it are done."""
+        if all(uses.is_same_every_epoch for uses in self._uses):
+            return divmod(updates, self.updates_in_epoch(0))
+        epoch, left = 0, updates
+        while left >= (length := self.updates_in_epoch(epoch)):
+            epoch, left = epoch + 1, left - length
+        return epoch, left
 
     def reg_uses_per_epoch(self, dataset: int) -> tuple[int, int]:
         """How many regularisation uses epoch 0 of a dataset has, and how many there are (pictures x repeats)."""

@@ -19,8 +19,8 @@ Check = Callable[[Any], str | None]
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What stands beside a field: help, allowed values, a check that returns a complaint or None, and other names that
-    guides use for the same option."""
+    """What stands beside a field: help, allowed values, a check that returns a complaint or None, other names that
+    guides use for the same option, and whether the value is a secret that is written nowhere."""
 
     help: str
     choices: tuple[str, ...] = ()
@@ -28,6 +28,7 @@ class OptionInfo:
     required: bool = False
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
+    secret: bool = False
 
 
 def option(
@@ -43,6 +44,11 @@ def option(
     """Declares one option as a dataclass field."""
     info = OptionInfo(help, tuple(choices), check, required, metavar, tuple(aliases))
     return field(default=default, metadata={"option": info})
+
+
+def secret_option(help: str, *, metavar: str) -> Any:
+    """Declares a token or key: None where it is not given, and never written anywhere."""
+    return field(default=None, metadata={"option": OptionInfo(help, metavar=metavar, secret=True)})
 
 
 class OptionGroup:

@@ -10,6 +10,8 @@ from library.options.base import OptionGroup
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.embedding import EmbeddingOptions
+from library.options.keeping import KeepingOptions
+from library.options.logs import LogOptions
 from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
@@ -17,9 +19,11 @@ from library.options.objective import ObjectiveOptions
 from library.options.optimizer import OptimizerOptions, PartRateOptions
 from library.options.reg_images import RegImageOptions
 from library.options.report import ReportOptions
+from library.options.samples import SampleOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
 from library.options.training import DreamBoothOptions, FineTuningOptions, OutputOptions, TrainingOptions
+from library.options.upload import UploadOptions
 from library.options.validation import ValidationOptions
 
 
@@ -34,6 +38,7 @@ class Script:
 _PICTURES: tuple[type[OptionGroup], ...] = (ModelOptions, DataOptions, RegImageOptions, CachingOptions, TextOptions)
 _LOOP: tuple[type[OptionGroup], ...] = (
     *(TrainingOptions, ObjectiveOptions, OptimizerOptions, MemoryOptions, ValidationOptions, OutputOptions),
+    *(KeepingOptions, SampleOptions, LogOptions, UploadOptions),
 )
 
 SCRIPTS: Mapping[str, Script] = MappingProxyType(

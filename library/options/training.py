@@ -68,9 +68,9 @@ class DreamBoothOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class OutputOptions(OptionGroup):
-    """Where results and logs go."""
+    """Where results go."""
 
-    title: ClassVar[str] = "Output and logs"
+    title: ClassVar[str] = "Output"
 
     output_dir: str | None = option(None, "folder for the trained file and the log", required=True, metavar="DIR")
     output_name: str | None = option(
@@ -85,9 +85,3 @@ class OutputOptions(OptionGroup):
         choices=PRECISIONS,
     )
     training_comment: str | None = option(None, "a comment kept in the metadata of the file", metavar="TEXT")
-    logging_dir: str | None = option(
-        None, "folder for TensorBoard logs; each run writes into a folder named by date and time", metavar="DIR"
-    )
-    log_prefix: str | None = option(
-        None, "put before the date-time name of the log folder", check=file_stem, metavar="NAME"
-    )

@@ -41,8 +41,9 @@ def options_as_toml(groups: Sequence[OptionGroup]) -> str:
 
 
 def options_as_dict(group: OptionGroup) -> dict[str, Any]:
-    """Names and values of one group of options."""
-    return {item.name: getattr(group, item.name) for item in option_fields(type(group))}
+    """Names and values of one group of options, without secrets."""
+    shown = [item for item in option_fields(type(group)) if not info_of(item).secret]
+    return {item.name: getattr(group, item.name) for item in shown}
 
 
 def _toml_value(value: Any) -> str:

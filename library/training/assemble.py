@@ -5,20 +5,16 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from library.checkpoint.metadata import BaseModelFacts, RunFacts, average_values
 from library.core.device import dtype_of
-from library.core.errors import Problems
+from library.core.errors import Stopped
 from library.core.log import get_logger, start_logging
-from library.core.randomness import derived_seed
 from library.data.dataset import TrainingDataset, make_loader
 from library.data.planner import Planner, RequestStream
 from library.data.validation import ValidationDataset
@@ -30,15 +26,17 @@ from library.methods.network_module import drops_layers
 from library.models.attention import choose_attention, compile_unet
 from library.models.checkpointing import enable_gradient_checkpointing
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
-from library.optim.optimizers import describe_optimizer, eval_mode, make_optimizer, optimizer_name, rates_told
+from library.optim.optimizers import describe_optimizer, make_optimizer
 from library.optim.schedulers import describe_scheduler, make_scheduler
 from library.optim.stepping import FusedBackward, describe_stepping, learns_in_low_precision, make_stepping
 from library.options.objective import ObjectiveOptions
 from library.text.tokenizer import CaptionTokenizer
 from library.training.caching import make_latent_store, make_text_store, worker_count
+from library.training.checks.output import check_space_again
 from library.training.ema import Ema
-from library.training.facts import base_facts, saved_metadata
-from library.training.guards import WATCHED_UPDATES, GradientWatch, MovementWatch, refuse_non_finite
+from library.training.facts import base_facts
+from library.training.guards import WATCHED_UPDATES, GradientWatch, MovementWatch
+from library.training.keeping import Keeper
 from library.training.latents import LatentEncoder
 from library.training.loading import load_in_turn, place
 from library.training.methods import (
@@ -48,16 +46,21 @@ from library.training.methods import (
     make_method,
     make_tokenizer,
     save_dtype,
-    tracker_name,
 )
 from library.training.out_of_memory import explained_out_of_memory
-from library.training.output_checks import check_space_again
-from library.training.progress import RunPlan, plan_run
+from library.training.previews import make_previews
+from library.training.progress import Moment, Progress, RunPlan, plan_run
 from library.training.report import start_report, summary
+from library.training.requests import RequestWatch
+from library.training.resume import restore
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
 from library.training.runtime import end_runtime, prepare, start_runtime
-from library.training.scalars import ScalarLog
+from library.training.session import Session
+from library.training.trackers import open_log
+from library.training.trained_files import TrainedFiles
 from library.training.trainer import Trainer
+from library.training.training_state import TrainingState
+from library.training.uploads import make_uploads
 from library.training.validation import make_validation, plain_objective, validation_draws
 
 log = get_logger(__name__)
@@ -69,12 +72,10 @@ def train(run: Run) -> None:
     accelerator = start_runtime(options.training.mixed_precision, options.memory.full_fp16, _part_rests(run))
     start_logging(accelerator.is_main_process)
     started_at = time.time()
-    hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
     with accelerator.main_process_first():  # the others find in the cache what one has fetched
         run = replace(run, base=fetch_base_model(run.base))
     if isinstance(run, FullModelRun) and run.base.repo_id is not None:
         check_space_again(run)
-    base = hashing.submit(base_facts, run.base) if accelerator.is_main_process else None
 
     log.info("loading %s", run.base.identity.name)
     with explained_out_of_memory(run):
@@ -86,21 +87,28 @@ def train(run: Run) -> None:
         trainer = build_trainer(run, accelerator, learner, planner, plan)
         for line in _learning_lines(run, trainer.optimizer):
             log.info(line)
-        movement = MovementWatch(learner.groups)
-        try:
-            trainer.run()
-        finally:
-            if accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
-                trainer.log.drain()
-            trainer.log.close()
-    movement.refuse_still()
-    if base is not None:
-        finished = _Finished(started_at, time.time(), base.result())
-        _save(run, trainer, learner, finished)
-        for line in summary(run, trainer, finished.finished_at - started_at):
+        has_ended = _train(trainer)
+    if accelerator.is_main_process:
+        for line in summary(run, trainer, time.time() - started_at):
             log.info(line)
-    hashing.shutdown()
     end_runtime(accelerator)  # the others stay until the file is written
+    if not has_ended:
+        raise Stopped(f"stopped after update {trainer.progress.step} of {plan.total_updates}")
+
+
+def _train(trainer: Trainer) -> bool:
+    """Trains and saves the end; whether it was reached."""
+    try:
+        has_ended = trainer.run()
+        if has_ended:
+            trainer.state.movement.refuse_still()
+            trainer.keeper.finish(Moment(trainer.progress.step, trainer.progress.epoch + 1, is_last=True))
+        trainer.keeper.close(has_ended)
+    finally:
+        if trainer.accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
+            trainer.log.drain()
+        trainer.log.close()
+    return has_ended
 
 
 @dataclass(frozen=True)
@@ -119,15 +127,6 @@ class Learner:
     tokenizer: CaptionTokenizer
     groups: list[dict[str, Any]]
     loaded_dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """When the run began and ended (seconds since 1970), and what is known of its base model."""
-
-    started_at: float
-    finished_at: float
-    base: BaseModelFacts
 
 
 def load_learner(run: Run, device: torch.device) -> Learner:
@@ -154,39 +153,90 @@ def load_learner(run: Run, device: torch.device) -> Learner:
 
 
 def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner: Planner, plan: RunPlan) -> Trainer:
-    """Connects data, objective, optimizer and logs."""
-    models, options = learner.models, run.options
+    """Connects data, objective, optimizer and logs, and puts all of it where the run goes on."""
+    options = run.options
     optimizer = make_optimizer(options.optimizer, learner.groups)  # before the caches, which take long: it may complain
     optimizer = make_stepping(optimizer, options.memory, options.training.seed)
     scheduler = make_scheduler(options.optimizer, optimizer, plan.total_updates)
+    feed = _make_feed(run, accelerator, learner, plan)
+    objective = make_objective(run, learner, options.objective, feed.encodes_captions)
+    unweighted = make_objective(run, learner, plain_objective(options.objective), feed.encodes_captions)
+    fused = FusedBackward(optimizer) if options.memory.fused_backward_pass else None
+    prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
+    state = TrainingState(
+        groups=learner.groups,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        scaler=accelerator.scaler,
+        ema=Ema(learner.groups, options.validation.ema_decay) if options.validation.ema else None,
+        log=open_log(run, plan, accelerator),
+        watch=_watch(run, learner.groups, objective, plan),
+        movement=MovementWatch(learner.groups),
+        progress=Progress(),
+        session=Session.begin(),
+    )
+    if run.resume is not None:
+        for line in restore(run.resume, state):
+            log.info(line)
+    stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
+    state.progress.epoch, updates_of_it = planner.place_of(state.progress.step)
+    stream.seek(state.progress.epoch, updates_of_it)
+    return Trainer(
+        accelerator=accelerator,
+        objective=prepared_objective,
+        method=learner.method,
+        batches=make_loader(feed.dataset, stream, worker_count(run), pin_memory=accelerator.device.type == "cuda"),
+        encode_latents=feed.encode_latents,
+        plan=plan,
+        state=state,
+        requests=RequestWatch(run.files.folder, accelerator, options.keeping.save_on_signal),
+        keeper=_make_keeper(run, accelerator, learner, plan, state),
+        max_grad_norm=options.training.max_grad_norm or inf,
+        seed=options.training.seed,
+        fused=fused,
+        validation=make_validation(run, unweighted, feed.held_out, feed.encode_latents, accelerator),
+        previews=make_previews(run, learner.models, accelerator),
+    )
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """Where batches come from, and what the models still have to do with them."""
+
+    dataset: TrainingDataset
+    held_out: ValidationDataset
+    encode_latents: LatentEncoder
+    encodes_captions: bool
+
+
+def _make_feed(run: Run, accelerator: Accelerator, learner: Learner, plan: RunPlan) -> _Feed:
+    """Fills the caches that are asked for."""
+    models, options = learner.models, run.options
     encode_latents = LatentEncoder(models.vae, accelerator.device, options.caching.vae_precision)
     views, latents = make_latent_store(run, make_views(run, plan), encode_latents, accelerator)
     texts = make_text_store(run, learner.tokenizer, models.text_encoder, accelerator)
     source = NoiseSource(options.training.seed, options.objective)
     dataset = TrainingDataset(views, learner.tokenizer, source, latents, texts)
-    objective = make_objective(run, learner, options.objective, encodes_captions=texts is None)
     held_out = ValidationDataset(views, validation_draws(run), learner.tokenizer, latents, texts)
-    unweighted = make_objective(run, learner, plain_objective(options.objective), encodes_captions=texts is None)
-    fused = FusedBackward(optimizer) if options.memory.fused_backward_pass else None
-    stream = RequestStream(planner, accelerator.process_index, plan.total_updates)
-    prepared_objective, prepared_optimizer = prepare(accelerator, objective, optimizer)
-    return Trainer(
-        accelerator=accelerator,
-        objective=prepared_objective,
-        optimizer=prepared_optimizer,
-        scheduler=scheduler,
-        method=learner.method,
-        batches=make_loader(dataset, stream, worker_count(run), pin_memory=accelerator.device.type == "cuda"),
-        encode_latents=encode_latents,
-        watch=_watch(run, learner.groups, objective, plan),
-        log=_open_log(run, plan, accelerator),
+    return _Feed(dataset, held_out, encode_latents, encodes_captions=texts is None)
+
+
+def _make_keeper(run: Run, accelerator: Accelerator, learner: Learner, plan: RunPlan, state: TrainingState) -> Keeper:
+    hashing = ThreadPoolExecutor(max_workers=1)  # a 4 GB file takes seconds to hash; training need not wait
+    base = hashing.submit(base_facts, run.base)
+    hashing.shutdown(wait=False)
+    trained = TrainedFiles(
+        run=run,
         plan=plan,
-        max_grad_norm=options.training.max_grad_norm or inf,
-        seed=options.training.seed,
-        fused=fused,
-        validation=make_validation(run, plan, unweighted, held_out, encode_latents, accelerator),
-        ema=Ema(learner.groups, options.validation.ema_decay) if options.validation.ema else None,
+        method=learner.method,
+        optimizer=state.optimizer,
+        ema=state.ema,
+        dtype=save_dtype(run, learner.loaded_dtype),
+        base=base,
+        session=state.session,
     )
+    uploads = make_uploads(run, accelerator)
+    return Keeper(run.options.keeping, run.files, trained, state, uploads, accelerator.is_main_process)
 
 
 def make_objective(run: Run, learner: Learner, options: ObjectiveOptions, encodes_captions: bool) -> Objective:
@@ -253,22 +303,6 @@ def _watch(run: Run, groups: list[dict[str, Any]], objective: nn.Module, plan: R
     )
 
 
-def _open_log(run: Run, plan: RunPlan, accelerator: Accelerator) -> ScalarLog:
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return accelerator.reduce(values, reduction="mean")
-
-    if not accelerator.is_main_process:
-        return ScalarLog(None, None, plan.updates_per_epoch, mean)
-    return ScalarLog(run.files.log, _tensorboard_folder(run), plan.updates_per_epoch, mean)
-
-
-def _tensorboard_folder(run: Run) -> Path | None:
-    if run.options.output.logging_dir is None:
-        return None
-    stamp = datetime.now().strftime("%Y%m%d%H%M%S")
-    return Path(run.options.output.logging_dir) / f"{run.options.output.log_prefix or ''}{stamp}" / tracker_name(run)
-
-
 def _learning_lines(run: Run, optimizer: torch.optim.Optimizer) -> list[str]:
     """What the report says of optimizer and schedule."""
     options = run.options.optimizer
@@ -277,31 +311,3 @@ def _learning_lines(run: Run, optimizer: torch.optim.Optimizer) -> list[str]:
         *describe_stepping(optimizer),
         *describe_scheduler(options, optimizer),
     ]
-
-
-def _save(run: Run, trainer: Trainer, learner: Learner, finished: _Finished) -> None:
-    """Writes the trained file with its metadata, and its running average; weights that are not finite are never
-    written."""
-    plan = trainer.plan
-    eval_mode(trainer.optimizer)
-    refuse_non_finite(trainer.optimizer.param_groups)
-    facts = RunFacts(
-        session_id=derived_seed(int(finished.started_at * 1000), 0, "", "session") >> 32,
-        started_at=finished.started_at,
-        finished_at=finished.finished_at,
-        rates=rates_told(trainer.optimizer),
-        optimizer=optimizer_name(run.options.optimizer),
-        epochs=plan.epochs,
-        max_steps=plan.total_updates,
-        epoch=trainer.progress.epoch + 1,
-        step=trainer.progress.step,
-    )
-    dtype, problems = save_dtype(run, learner.loaded_dtype), Problems()
-    metadata = saved_metadata(run, plan, finished.base, facts)
-    problems.attempt(lambda: trainer.method.save(run.files.result, dtype, metadata))
-    if trainer.ema is not None and run.files.average is not None:
-        average = run.files.average
-        told = metadata | average_values(average.stem, run.options.validation.ema_decay)
-        with trainer.ema.swapped():
-            problems.attempt(lambda: trainer.method.save(average, dtype, told))
-    problems.raise_if_any()

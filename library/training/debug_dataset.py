@@ -13,7 +13,7 @@ from library.core.launch import launched_processes
 from library.core.log import get_logger
 from library.data.report.report_page import page_of
 from library.text.tokenizer import CaptionTokenizer
-from library.training.pictures import Pictures
+from library.training.checks.pictures import Pictures
 from library.training.pictures_told import Asked, Told, tell
 from library.training.run import EmbeddingRun, Run
 

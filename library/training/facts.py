@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,15 +72,14 @@ def conversion_metadata(base: BaseModel, title: str, source: Mapping[str, str], 
     return text_values(values)
 
 
-def _title(run: Run) -> str:
-    result = run.files.result
-    is_file = isinstance(run, EmbeddingRun) or result.suffix in EXTENSIONS.values()
-    return result.stem if is_file else result.name  # a folder's dots are its name
+def _title(run: Run, path: Path) -> str:
+    is_file = isinstance(run, EmbeddingRun) or path.suffix in EXTENSIONS.values()
+    return path.stem if is_file else path.name  # a folder's dots are its name
 
 
-def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts) -> dict[str, str]:
-    """All `ss_*` and `modelspec.*` values of what was trained, as texts."""
-    options, title = run.options, _title(run)
+def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFacts, path: Path) -> dict[str, str]:
+    """All `ss_*` and `modelspec.*` values of what was trained, as texts; `path` is where it is saved."""
+    options, title = run.options, _title(run, path)
     facts = replace(facts, rates=_rates_of_parts(run, facts.rates))
     kind = LORA_KIND if isinstance(run, NetworkRun) else CHECKPOINT_KIND
     spec = modelspec_values(base, kind, title, run.index.datasets[0].resolution, facts.finished_at)

@@ -33,7 +33,7 @@ from library.options.text import TextOptions
 from library.options.training import TrainingOptions
 from library.options.validation import seed_of_validation
 from library.text.tokenizer import CaptionTokenizer
-from library.training.pictures import Pictures, check_pictures
+from library.training.checks.pictures import Pictures, check_pictures
 from library.training.progress import plan_run
 
 _FAMILY = "sd1"  # both families count the same tokens; they differ in the padding

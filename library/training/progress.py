@@ -125,3 +125,41 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A place between two updates, where things may be due.
+
+    Attributes:
+        step: updates done; 0 before the first.
+        epoch: of the last update, counted from 1.
+        ends_epoch: it was the last one of its epoch.
+        is_last: it was the last one of the run.
+    """
+
+    step: int
+    epoch: int
+    ends_epoch: bool = False
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When something is due: every so many updates, every so many epochs (None for never), after the last update."""
+
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    at_end: bool = False
+
+    def due(self, moment: Moment) -> bool:
+        """Whether it is time."""
+        return self.due_by_step(moment) or self.due_by_epoch(moment) or (self.at_end and moment.is_last)
+
+    def due_by_step(self, moment: Moment) -> bool:
+        """Whether so many updates are done again."""
+        return self.every_steps is not None and moment.step > 0 and moment.step % self.every_steps == 0
+
+    def due_by_epoch(self, moment: Moment) -> bool:
+        """Whether so many epochs have ended again, the last one just now."""
+        return self.every_epochs is not None and moment.ends_epoch and moment.epoch % self.every_epochs == 0

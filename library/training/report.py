@@ -50,7 +50,7 @@ def start_report(
         f"length: {plan.total_updates} updates in {plan.epochs} epoch(s) of {plan.updates_per_epoch};"
         f" an update is batch {batch} x accumulation {plan.accumulation} x processes {plan.processes}"
     )
-    training, logging_dir = run.options.training, run.options.output.logging_dir
+    training, logging_dir = run.options.training, run.options.logs.logging_dir
     lines.append(f"runs on: {accelerator.device}, mixed precision {training.mixed_precision}, seed {training.seed}")
     tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
     average = f", running average {run.files.average}" if run.files.average else ""

@@ -13,7 +13,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from library.optim.optimizers import rates_in_force
 
@@ -86,6 +88,9 @@ class ScalarLog:
         self.drain()
         self._write({"step": step, "epoch": epoch, **numbers})
         self._flush()
+
+    def picture(self, step: int, epoch: int, tag: str, pixels: NDArray[np.uint8]) -> None:
+        """Hands a picture (H, W, 3), sRGB, to the trackers that show pictures."""
 
     def end_epoch(self, step: int, epoch: int) -> None:
         """Writes the mean loss of the epoch (counted from 1)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +20,13 @@ from library.methods.base import TEXT_ENCODER, Method
 from library.optim.clipping import clip_gradients
 from library.optim.optimizers import eval_mode, train_mode
 from library.optim.stepping import FusedBackward
-from library.training.ema import Ema
-from library.training.guards import GradientWatch, refuse_non_finite_update
-from library.training.progress import Progress, RunPlan
-from library.training.scalars import Number, ScalarLog, rate_scalars
+from library.training.guards import refuse_non_finite_update
+from library.training.keeping import Keeper
+from library.training.previews import Previews
+from library.training.progress import Moment, RunPlan
+from library.training.requests import Requests, RequestWatch
+from library.training.scalars import Number, rate_scalars
+from library.training.training_state import TrainingState
 from library.training.validation import Validation
 
 EncodeLatents = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], torch.Tensor]
@@ -36,49 +39,52 @@ class Trainer:
     Args:
         accelerator: devices, precision and processes.
         objective: the prepared objective; called with a batch's tensors, returns the loss.
-        optimizer: the prepared optimizer.
         fused: applies gradients in the backward pass already; None where they are applied together.
-        scheduler: advanced once per update.
         method: what is trained.
         batches: batches of this process, continuous over epochs, ending with the run.
         encode_latents: (pixels, noise of the draw, names) to unscaled latents, for batches without cached latents.
-        watch: looks at the gradients.
         validation: measures the loss on held-out pictures; None where there are none.
-        ema: the running average of what is trained; None where none is kept.
-        log: takes loss and rates.
+        previews: makes sample pictures; None where none are asked for.
         plan: length of the run.
+        state: all that changes while it trains: optimizer, schedule, average, log, progress, …
+        requests: what people ask for while it runs.
+        keeper: saves files and states.
         max_grad_norm: limit of the gradient norm; infinite for none.
         seed: the run's seed.
     """
 
     accelerator: Accelerator
     objective: Callable[..., torch.Tensor]
-    optimizer: Any
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     method: Method
     batches: Iterable[Batch]
     encode_latents: EncodeLatents
-    watch: GradientWatch
-    log: ScalarLog
     plan: RunPlan
+    state: TrainingState
+    requests: RequestWatch
+    keeper: Keeper
     max_grad_norm: float = math.inf
     seed: int = 0
     fused: FusedBackward | None = None
     validation: Validation | None = None
-    ema: Ema | None = None
-    progress: Progress = field(default_factory=Progress)
+    previews: Previews | None = None
 
-    def run(self) -> None:
-        """Trains to the end of the plan."""
+    def __post_init__(self) -> None:
+        state = self.state
+        self.optimizer, self.scheduler, self.ema = state.optimizer, state.scheduler, state.ema
+        self.log, self.watch, self.progress = state.log, state.watch, state.progress
+
+    def run(self) -> bool:
+        """Trains to the end of the plan, or until somebody asks to stop; whether the end was reached."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         loss = torch.zeros((), device=self.accelerator.device)
         names: list[str] = []
+        goes_on = True
         train_mode(self.optimizer)
-        self.method.start_epoch()
-        with tqdm(total=self.plan.total_updates, disable=not self.accelerator.is_main_process, unit="step") as bar:
+        self._preview_at_first()
+        with self.requests.watched(), self._bar() as bar:
+            self.method.start_epoch()
             for batch in self.batches:
                 if batch.epoch != self.progress.epoch:
-                    self._end_epoch()
                     self.progress.epoch = batch.epoch
                     self.method.start_epoch()
                 loss = loss + self._learn_from(batch)
@@ -88,7 +94,14 @@ class Trainer:
                 numbers = self._update(parameters, loss, names)
                 self._report(batch, loss, numbers, bar)
                 loss, names = torch.zeros_like(loss), []
-        self._end_epoch()
+                goes_on = self._between_updates(batch)
+                if not goes_on:
+                    break
+        return goes_on
+
+    def _bar(self) -> Any:
+        total, done = self.plan.total_updates, self.progress.step
+        return tqdm(total=total, initial=done, disable=not self.accelerator.is_main_process, unit="step")
 
     def _learn_from(self, batch: Batch) -> torch.Tensor:
         """Adds a batch's gradient to the update's; returns its share of the update's loss.
@@ -160,17 +173,22 @@ class Trainer:
             bar.set_description(f"epoch {batch.epoch + 1}/{self.plan.epochs}", refresh=False)
             bar.set_postfix(loss=f"{self.log.average_loss:.4f}", refresh=False)
         bar.update(1)
-        if self.validation is not None and self.validation.due(step, None):
-            self._validate(self.validation)
 
-    def _end_epoch(self) -> None:
-        """What is due when the last update of an epoch, or of the run, is done."""
-        step, epoch = self.progress.step, self.progress.epoch + 1
-        self.log.end_epoch(step, epoch)
-        if self.validation is not None and self.validation.due(step, epoch):
-            self._validate(self.validation)
+    def _between_updates(self, batch: Batch) -> bool:
+        """What is due after an update; whether training goes on."""
+        is_last = self.progress.step == self.plan.total_updates
+        moment = Moment(self.progress.step, batch.epoch + 1, batch.closes_epoch, is_last)
+        asked = self.requests.look()
+        if moment.ends_epoch or moment.is_last:
+            self.log.end_epoch(moment.step, moment.epoch)
+        if self.validation is not None and self.validation.due(moment):
+            self._validate(self.validation, moment)
+        if self.previews is not None and self.previews.due(moment, asked):
+            self._preview(self.previews, moment)
+        self.keeper.keep(moment, asked)
+        return not asked.stop or moment.is_last
 
-    def _validate(self, validation: Validation) -> None:
+    def _validate(self, validation: Validation, moment: Moment) -> None:
         """Losses on held-out pictures go to the log; the training does not notice."""
         eval_mode(self.optimizer)
         losses = {"loss/validation": validation.measure()}
@@ -178,4 +196,15 @@ class Trainer:
             with self.ema.swapped():
                 losses["loss/validation_ema"] = validation.measure()
         train_mode(self.optimizer)
-        self.log.write(self.progress.step, self.progress.epoch + 1, losses)
+        self.log.write(moment.step, moment.epoch, losses)
+
+    def _preview_at_first(self) -> None:
+        moment = Moment(self.progress.step, self.progress.epoch + 1)
+        if moment.step == 0 and self.previews is not None and self.previews.due(moment, Requests()):
+            self._preview(self.previews, moment)
+
+    def _preview(self, previews: Previews, moment: Moment) -> None:
+        """Sample pictures of the weights as they would be saved; the training does not notice."""
+        eval_mode(self.optimizer)
+        previews.make(moment, self.log)
+        train_mode(self.optimizer)

@@ -25,7 +25,7 @@ from library.diffusion.objective import Captions, Objective
 from library.options.objective import ObjectiveOptions
 from library.options.validation import ValidationOptions, seed_of_validation
 from library.training.caching import worker_count
-from library.training.progress import RunPlan
+from library.training.progress import Moment, Moments
 from library.training.run import Run
 
 EncodeLatents = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
@@ -54,7 +54,6 @@ def validation_draws(run: Run) -> ValidationDraws:
 
 def make_validation(
     run: Run,
-    plan: RunPlan,
     objective: Objective,
     dataset: ValidationDataset,
     encode_latents: EncodeLatents,
@@ -64,7 +63,6 @@ def make_validation(
 
     Args:
         run: options and pictures.
-        plan: length of the run.
         objective: one that nothing else uses, over the very modules that train, made with `plain_objective`.
         dataset: builds the batches.
         encode_latents: (pixels, noise of the draw, names) to unscaled latents, where the dataset has none.
@@ -82,46 +80,15 @@ def make_validation(
         requests=requests,
         batches=make_loader(dataset, own, workers, pin_memory=False),
         encode_latents=encode_latents,
-        moments=Moments.of(options, plan.total_updates),
+        moments=validation_moments(options),
     )
 
 
-@dataclass
-class Moments:
-    """When validation happens: as often as asked, and after the last update in any case.
-
-    Args:
-        every_steps: after so many updates each time; None for never.
-        every_epochs: after so many epochs each time; None for never.
-        total_updates: length of the run.
-    """
-
-    every_steps: int | None
-    every_epochs: int | None
-    total_updates: int
-    _last: int | None = None
-
-    @classmethod
-    def of(cls, options: ValidationOptions, total_updates: int) -> Moments:
-        """As the options say; without a word of theirs, after every epoch."""
-        says_nothing = options.validate_every_n_steps is None and options.validate_every_n_epochs is None
-        every_epochs = 1 if says_nothing else options.validate_every_n_epochs
-        return cls(options.validate_every_n_steps, every_epochs, total_updates)
-
-    def due(self, step: int, epoch_ended: int | None) -> bool:
-        """Whether it is time, after `step` updates; true once a step, however often it is asked.
-
-        Args:
-            epoch_ended: the epoch, from 1, of which this was the last update; None within an epoch.
-        """
-        if step == self._last:
-            return False
-        by_step = self.every_steps is not None and step % self.every_steps == 0
-        by_epoch = epoch_ended is not None and self.every_epochs is not None and epoch_ended % self.every_epochs == 0
-        is_due = by_step or by_epoch or step >= self.total_updates
-        if is_due:
-            self._last = step
-        return is_due
+def validation_moments(options: ValidationOptions) -> Moments:
+    """As the options say; without a word of theirs, after every epoch. After the last update in any case."""
+    says_nothing = options.validate_every_n_steps is None and options.validate_every_n_epochs is None
+    every_epochs = 1 if says_nothing else options.validate_every_n_epochs
+    return Moments(options.validate_every_n_steps, every_epochs, at_end=True)
 
 
 @dataclass
@@ -147,9 +114,9 @@ class Validation:
     encode_latents: EncodeLatents
     moments: Moments
 
-    def due(self, step: int, epoch_ended: int | None) -> bool:
+    def due(self, moment: Moment) -> bool:
         """See `Moments.due`."""
-        return self.moments.due(step, epoch_ended)
+        return self.moments.due(moment)
 
     @torch.no_grad()
     def measure(self) -> float:

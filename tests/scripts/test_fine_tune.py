@@ -20,8 +20,8 @@ from library.models.tiny import make_tiny_model
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import load_learner
+from library.training.checks.preflight import check_fine_tuning_run
 from library.training.methods import save_dtype
-from library.training.preflight import check_fine_tuning_run
 from tests.training.runs import Tensors, assert_same, largest_difference
 from tests.training.styles import CAPTION_FILES, CASES, style_words
 

@@ -25,7 +25,7 @@ from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.text.tokenizer import tokenizer_files
 from library.training.assemble import build_trainer, load_learner, make_planner
-from library.training.preflight import check_network_run
+from library.training.checks.preflight import check_network_run
 from library.training.progress import plan_run
 from library.training.run import NetworkRun
 from networks.lora import create_network

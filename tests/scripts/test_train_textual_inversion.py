@@ -27,7 +27,7 @@ from library.options.scripts import SCRIPTS
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import tokenizer_files
 from library.training.assemble import Learner, build_trainer, load_learner, make_planner
-from library.training.preflight import check_embedding_run
+from library.training.checks.preflight import check_embedding_run
 from library.training.progress import plan_run
 from library.training.run import EmbeddingRun
 from tests.training.runs import assert_same

@@ -15,10 +15,10 @@ from library.data.index.index import ImageIndex
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training import debug_dataset
+from library.training.checks.preflight import check_embedding_run, check_network_run
 from library.training.debug_dataset import PAGE_NAME, can_open_window, show_dataset
 from library.training.debug_walk import Walk, head_line
 from library.training.methods import make_tokenizer
-from library.training.preflight import check_embedding_run, check_network_run
 from library.training.run import NetworkRun
 from tests.data.data_helpers import save_picture
 from tests.data.report.test_dataset_report import lively, source_of  # noqa: F401  # the fixture of many looks

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from library.options.parse import OptionValues, parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import Learner, build_trainer, load_learner, make_planner
-from library.training.preflight import (
+from library.training.checks.preflight import (
     check_embedding_run,
     check_fine_tuning_run,
     check_full_model_run,

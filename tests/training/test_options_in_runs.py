@@ -24,13 +24,13 @@ from library.options.scripts import SCRIPTS
 from library.options.text import TextOptions
 from library.options.validation import ValidationOptions
 from library.training.assemble import Learner, build_trainer, load_learner, make_planner
-from library.training.methods import make_caption_encoder
-from library.training.preflight import (
+from library.training.checks.preflight import (
     check_embedding_run,
     check_fine_tuning_run,
     check_full_model_run,
     check_network_run,
 )
+from library.training.methods import make_caption_encoder
 from library.training.progress import plan_run
 from library.training.reg_images import needs_reg_images
 from library.training.run import Run

@@ -31,7 +31,7 @@ from library.options.scripts import SCRIPTS
 from library.options.text import TextOptions
 from library.preview.generate import PictureRequest, PromptReader, generate
 from library.preview.samplers import NoiseSchedule
-from library.training.preflight import check_network_run
+from library.training.checks.preflight import check_network_run
 from library.training.reg_generation import make_reg_images
 from library.training.reg_images import needs_reg_images, spread
 from library.training.run import Run

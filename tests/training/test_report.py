@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from library.data.planner import Planner
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
+from library.training.checks.preflight import check_network_run
 from library.training.methods import make_tokenizer
-from library.training.preflight import check_network_run
 from library.training.progress import plan_run
 from library.training.report import start_report
 from tests.data.data_helpers import save_picture

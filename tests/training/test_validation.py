@@ -34,7 +34,8 @@ from library.options.validation import ValidationOptions, check_validation, seed
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
 from library.training.latents import LatentEncoder
-from library.training.validation import Moments, Validation, plain_objective
+from library.training.progress import Moment, Moments
+from library.training.validation import Validation, plain_objective, validation_moments
 from tests.data.data_helpers import LIMITS, index_of, make_dataset, make_subset, views_of
 
 DRAWS = ValidationDraws(seed=3, min_timestep=0, max_timestep=1000)
@@ -81,7 +82,7 @@ class World:
             requests=requests,
             batches=make_loader(self.dataset(), requests, 0, pin_memory=False),
             encode_latents=self.encode,
-            moments=Moments(None, 1, 10),
+            moments=Moments(every_epochs=1, at_end=True),
         )
 
 
@@ -173,13 +174,10 @@ def test_a_limit_measures_some_of_the_batches(world: World) -> None:
 
 
 def due_at(moments: Moments, updates: int, updates_per_epoch: int) -> list[int]:
-    """The updates after which it is time, as the loop asks."""
-    found = []
-    for step in range(1, updates + 1):
-        found += [step] * moments.due(step, None)
-        if step % updates_per_epoch == 0 or step == updates:
-            found += [step] * moments.due(step, -(-step // updates_per_epoch))
-    return found
+    """The updates after which it is time."""
+    steps = range(1, updates + 1)
+    asked = [Moment(n, -(-n // updates_per_epoch), n % updates_per_epoch == 0, n == updates) for n in steps]
+    return [moment.step for moment in asked if moments.due(moment)]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +192,7 @@ def due_at(moments: Moments, updates: int, updates_per_epoch: int) -> list[int]:
     ],
 )
 def test_when_it_is_due(options: ValidationOptions, expected: list[int]) -> None:
-    assert due_at(Moments.of(options, 10), 10, 4) == expected
+    assert due_at(validation_moments(options), 10, 4) == expected
 
 
 def told(options: ValidationOptions, pictures: int | None = 0, data: DataOptions | None = None) -> list[str]:

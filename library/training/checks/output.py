@@ -9,7 +9,7 @@ from library.core.errors import Problems, UserError
 from library.models.files.folder_weights import STEMS, weights_files
 from library.models.identify import ModelIdentity
 from library.options.training import OutputOptions
-from library.training.run import FullModelRun, OutputFiles
+from library.training.run import FullModelRun, OutputFiles, RunOptions
 
 NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
 
@@ -38,12 +38,11 @@ def full_model_size(identity: ModelIdentity, output: OutputOptions, copies: int)
     return grown * sum(path.stat().st_size for path in files)
 
 
-def check_output(output: OutputOptions, files: OutputFiles, is_file: bool, problems: Problems) -> None:
+def check_output(asked: RunOptions, files: OutputFiles, is_file: bool, problems: Problems) -> None:
     """Whether result (a file, or a folder) and logs can be written where they are asked for."""
-    folder = Path(str(output.output_dir))
-    folders = {"--output_dir": folder}
-    if output.logging_dir is not None:
-        folders["--logging_dir"] = Path(output.logging_dir)
+    folders = {"--output_dir": files.folder}
+    if asked.logs.logging_dir is not None:
+        folders["--logging_dir"] = Path(asked.logs.logging_dir)
     blocked = False
     for flag, named in folders.items():
         file = next((path for path in (named, *named.parents) if path.is_file()), None)
@@ -57,7 +56,7 @@ def check_output(output: OutputOptions, files: OutputFiles, is_file: bool, probl
         problems.add(what, "--output_name", "choose another name")
     # a log alone is left of a run that was stopped; it stands in nobody's way
     for written in (files.result, files.average):
-        if written is not None and written.exists() and not output.overwrite:
+        if written is not None and written.exists() and not asked.output.overwrite:
             problems.add(
                 f"{written} of an earlier run would be lost",
                 "--output_dir, --output_name",

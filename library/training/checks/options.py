@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from library.core.device import check_precision
 from library.core.errors import Problems
 from library.core.launch import launched_processes
-from library.core.optional import import_optional
 from library.diffusion.combinations import check_objective
 from library.methods.base import EMBEDDING
 from library.models.attention import check_attention, check_compiling
@@ -39,8 +38,6 @@ def check_options(
         problems.add(what, "--fused_backward_pass", "remove it, or start one process")
     check_attention(asked.memory, problems, training.mixed_precision)
     check_compiling(asked.memory, problems)
-    if asked.output.logging_dir is not None:
-        problems.attempt(lambda: import_optional("tensorboard", "tensorboard", "--logging_dir"))
 
 
 def check_prediction(asked: RunOptions, prediction_type: str | None, problems: Problems) -> None:

@@ -12,7 +12,7 @@ from library.core.sizes import Size, Span
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.text import TextOptions
-from library.training.pictures import Pictures, check_pictures
+from library.training.checks.pictures import Pictures, check_pictures
 from tests.data.data_helpers import save_picture
 
 

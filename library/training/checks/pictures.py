@@ -21,7 +21,7 @@ from library.options.data import DataOptions
 from library.options.reg_images import RegImageOptions
 from library.options.text import TextOptions
 from library.options.validation import seed_of_validation
-from library.training.caption_checks import check_captions, check_losses
+from library.training.checks.captions import check_captions, check_losses
 from library.training.reg_images import check_reg_images, notes_of, without_empty_folders
 
 _NAMES_TOLD = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from library.checkpoint.naming import average_file, last_file, log_file
+from library.checkpoint.naming import average_file
 from library.core.device import dtype_of
 from library.core.errors import Problems, UserError
 from library.core.launch import launched_processes
@@ -23,11 +23,12 @@ from library.methods.network_module import (
 from library.methods.rates import part_rates
 from library.models.embedding_files import text_width
 from library.models.forms import (
+    EXTENSIONS,
+    SaveTarget,
     choose_form,
     files_in_the_way,
     is_single_file,
     refuse_other_folder,
-    target_for,
 )
 from library.optim.optimizers import finds_rate_itself
 from library.optim.schedulers import check_scheduler
@@ -35,6 +36,8 @@ from library.options.caching import CachingOptions
 from library.options.combinations import check_embedding, check_hypernetwork, check_network_parts, check_part_rates
 from library.options.data import DataOptions
 from library.options.embedding import SAFETENSORS, EmbeddingOptions
+from library.options.keeping import KeepingOptions
+from library.options.logs import LogOptions
 from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
@@ -47,23 +50,31 @@ from library.options.optimizer import (
     PartRateOptions,
 )
 from library.options.parse import OptionValues
+from library.options.record import options_record
 from library.options.reg_images import RegImageOptions
+from library.options.samples import SampleOptions
 from library.options.saving import ModelSavingOptions
 from library.options.text import TextOptions
 from library.options.training import DreamBoothOptions, FineTuningOptions, OutputOptions, TrainingOptions
+from library.options.upload import UploadOptions
 from library.options.validation import ValidationOptions, check_validation
-from library.training.base_model import check_base_model, check_clip_skip
-from library.training.new_word import (
+from library.preview.prompts import SamplePrompt
+from library.training.checks.base_model import check_base_model, check_clip_skip
+from library.training.checks.logs import check_logs
+from library.training.checks.new_word import (
     check_new_word,
     check_word_in_captions,
     template_conflicts,
     template_of,
     with_template,
 )
-from library.training.option_checks import check_options, check_prediction
-from library.training.output_checks import check_output, check_space, full_model_size
-from library.training.pictures import Pictures, check_pictures
-from library.training.progress import plan_run
+from library.training.checks.options import check_options, check_prediction
+from library.training.checks.output import check_output, check_space, full_model_size
+from library.training.checks.pictures import Pictures, check_pictures
+from library.training.checks.resume import check_resume
+from library.training.checks.samples import check_samples
+from library.training.checks.uploads import UploadTarget, check_uploads
+from library.training.progress import RunPlan, plan_run
 from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
 
 
@@ -92,10 +103,9 @@ def _check_network(options: OptionValues, asked: RunOptions, network: NetworkOpt
     width = text_width(found.base.identity) if found.base is not None else None
     if width is not None:
         problems.attempt(lambda: check_network_family(network, width))
-    output, extension = asked.output, problems.attempt(lambda: network_extension(network)) or ".safetensors"
-    files = _files(asked, last_file(Path(str(output.output_dir)), output.output_name, extension))
-    check_output(output, files, True, problems)
-    check_space(output, 0, problems)
+    files = _files(asked, problems.attempt(lambda: network_extension(network)) or ".safetensors")
+    check_output(asked, files, True, problems)
+    check_space(asked.output, 0, problems)
     return NetworkRun(**vars(_run(asked, found, files, problems)), network=network_in_force(network))
 
 
@@ -121,11 +131,9 @@ def check_embedding_run(options: OptionValues) -> EmbeddingRun:
         notes.append(f"captions: the template is trained in their place: {template}")
     if found.pictures is not None and word is not None:
         notes += check_word_in_captions(found.pictures.index, word.alias, problems, asked.text)
-    output = asked.output
-    ending = f".{embedding.save_model_as or SAFETENSORS}"
-    files = _files(asked, last_file(Path(str(output.output_dir)), output.output_name, ending))
-    check_output(output, files, True, problems)
-    check_space(output, 0, problems)
+    files = _files(asked, f".{embedding.save_model_as or SAFETENSORS}")
+    check_output(asked, files, True, problems)
+    check_space(asked.output, 0, problems)
     run = _run(asked, found, files, problems)
     if word is None:
         raise UserError(problems)
@@ -181,19 +189,17 @@ def _check_full_model(options: OptionValues, text: _LearningText, tracker: str) 
     # where the base model is not understood, its form is not known either; the other checks still have their say
     loaded = found.base.identity.form if found.base else saving.save_model_as or "safetensors"
     form = problems.attempt(lambda: choose_form(saving.save_model_as, saving.use_safetensors, loaded)) or loaded
-    stem = last_file(Path(str(output.output_dir)), output.output_name, "").name
-    target = problems.attempt(lambda: target_for(Path(str(output.output_dir)), stem, form))
+    files = _files(asked, EXTENSIONS.get(form, ""))
     # where the name is refused, the other checks still have their say
-    result = Path(str(output.output_dir)) / stem if target is None else target.path
-    files = _files(asked, result)
+    target = problems.attempt(lambda: SaveTarget(files.result, form))
     if not is_single_file(form):
-        problems.attempt(lambda: refuse_other_folder(result))
+        problems.attempt(lambda: refuse_other_folder(files.result))
         if files.average is not None:
-            problems.attempt(lambda: refuse_other_folder(average_file(result)))
-    elif target is not None and not result.exists() and not output.overwrite:
+            problems.attempt(lambda: refuse_other_folder(average_file(files.result)))
+    elif target is not None and not files.result.exists() and not output.overwrite:
         for path in files_in_the_way(target):
             problems.add("would be replaced by the model's own", str(path), "move it away, or give --overwrite")
-    check_output(output, files, is_single_file(form), problems)
+    check_output(asked, files, is_single_file(form), problems)
     if found.base is not None:
         check_space(output, full_model_size(found.base.identity, output, files.copies), problems)
     run = _run(asked, found, files, problems)
@@ -209,10 +215,13 @@ def _check_full_model(options: OptionValues, text: _LearningText, tracker: str) 
 
 @dataclass(frozen=True)
 class _Found:
-    """What the checks of model and pictures gave; None where they found mistakes."""
+    """What the checks of model and pictures gave; None where they found mistakes, or are not asked for."""
 
     base: BaseModel | None
     pictures: Pictures | None
+    plan: RunPlan | None
+    prompts: tuple[SamplePrompt, ...]
+    upload: UploadTarget | None
 
 
 def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
@@ -234,7 +243,12 @@ def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
         memory=options.of(MemoryOptions),
         validation=options.of(ValidationOptions),
         output=replace(output, overwrite=output.overwrite or data.debug_dataset),  # what only shows replaces nothing
+        keeping=options.of(KeepingOptions),
+        samples=options.of(SampleOptions),
+        logs=options.of(LogOptions),
+        upload=options.of(UploadOptions),
         rates=part_rates(options.of(PartRateOptions) if options.has(PartRateOptions) else PartRateOptions(), rate),
+        record=options_record(options),
     )
 
 
@@ -261,12 +275,20 @@ def _check_common(
     )
     held_out = None if pictures is None else int(pictures.index.is_validation.sum())
     check_validation(asked.validation, asked.data, held_out, problems)
-    check_scheduler(asked.optimizer, learning, _updates(training, pictures) or steps, problems)
-    return _Found(base, pictures)
+    plan = _plan(training, pictures)
+    check_scheduler(asked.optimizer, learning, plan.total_updates if plan else steps, problems)
+    check_logs(asked.logs, problems)
+    return _Found(
+        base,
+        pictures,
+        plan,
+        prompts=check_samples(asked.samples, asked.text, problems),
+        upload=check_uploads(asked.upload, asked.keeping, problems),
+    )
 
 
-def _updates(training: TrainingOptions, pictures: Pictures | None) -> int | None:
-    """The length of the run in updates; None where it cannot be known."""
+def _plan(training: TrainingOptions, pictures: Pictures | None) -> RunPlan | None:
+    """The length of the run; None where it cannot be known."""
     if pictures is None or (training.max_train_steps is None and training.max_train_epochs is None):
         return None
     planner = Planner(
@@ -277,16 +299,28 @@ def _updates(training: TrainingOptions, pictures: Pictures | None) -> int | None
         training.gradient_accumulation_steps,
         launched_processes(),
     )
-    return plan_run(planner, training.max_train_steps, training.max_train_epochs).total_updates
+    return plan_run(planner, training.max_train_steps, training.max_train_epochs)
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:
+    resume = check_resume(asked.keeping, files.folder, files.name, asked.record, found.plan, problems)
     if found.base is None or found.pictures is None or problems:
         raise UserError(problems)
     pictures = found.pictures
-    return Run(asked, found.base, pictures.description, pictures.index, pictures.placements, files)
+    return Run(
+        asked,
+        found.base,
+        pictures.description,
+        pictures.index,
+        pictures.placements,
+        files,
+        resume,
+        found.prompts,
+        found.upload,
+    )
 
 
-def _files(asked: RunOptions, result: Path) -> OutputFiles:
-    folder, name = Path(str(asked.output.output_dir)), asked.output.output_name
-    return OutputFiles(result, log_file(folder, name), average_file(result) if asked.validation.ema else None)
+def _files(asked: RunOptions, extension: str) -> OutputFiles:
+    return OutputFiles(
+        Path(str(asked.output.output_dir)), asked.output.output_name, extension, keeps_average=asked.validation.ema
+    )

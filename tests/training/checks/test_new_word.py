@@ -25,8 +25,8 @@ from library.options.scripts import SCRIPTS
 from library.options.text import TextOptions
 from library.text.aliases import Alias
 from library.text.templates import object_template
-from library.training.new_word import check_new_word, check_word_in_captions, with_template
-from library.training.preflight import check_embedding_run
+from library.training.checks.new_word import check_new_word, check_word_in_captions, with_template
+from library.training.checks.preflight import check_embedding_run
 from tests.data.data_helpers import (
     captions_in,
     index_of,

@@ -1,0 +1,36 @@
+"""Copies of what is saved, on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from library.options.base import OptionGroup, option, secret_option
+
+
+@dataclass(frozen=True)
+class UploadOptions(OptionGroup):
+    """Where saved files are uploaded to, and whether a run resumes from there."""
+
+    title: ClassVar[str] = "Hugging Face Hub"
+
+    huggingface_repo_id: str | None = option(
+        None, "upload what is saved to this repository; it is made if it is missing", metavar="OWNER/NAME"
+    )
+    huggingface_repo_type: str = option("model", "kind of the repository", choices=("model", "dataset", "space"))
+    huggingface_path_in_repo: str | None = option(
+        None, "folder inside the repository; default: its top", metavar="FOLDER"
+    )
+    huggingface_token: str | None = secret_option(
+        "access token; better in the environment (HF_TOKEN) or stored by `hf auth login`, where other users of this"
+        " machine cannot read it",
+        metavar="TOKEN",
+    )
+    huggingface_repo_visibility: str | None = option(
+        None, "public makes a new repository public; anything else, and nothing, makes it private", metavar="VISIBILITY"
+    )
+    save_state_to_huggingface: bool = option(False, "upload states as well; with --save_state")
+    resume_from_huggingface: bool = option(False, "--resume names a state on the Hub")
+    async_upload: bool = option(
+        False, "upload in the background while training goes on; without it, everything is uploaded at the end"
+    )
