@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import train_network
-from library.checkpoint.naming import last_file, log_file
+from library.checkpoint.naming import average_file, epoch_stem, last_file, last_stem, log_file, state_folder, step_stem
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,12 @@ def test_a_run_leaves_exactly_the_files_it_names(
 
 def test_other_kinds_of_file_differ_by_their_extension_only() -> None:
     assert last_file(Path("out"), "cat", ".ckpt") == Path("out/cat.ckpt")
+
+
+def test_names_on_the_way_are_those_of_the_field() -> None:
+    assert (epoch_stem("cat", 2), step_stem("cat", 3), last_stem("cat")) == ("cat-000002", "cat-step00000003", "cat")
+    assert (epoch_stem(None, 2), step_stem(None, 3), last_stem(None)) == ("epoch-000002", "at-step00000003", "last")
+    assert state_folder(Path("out"), epoch_stem("cat", 12)) == Path("out/cat-000012-state")
+    assert state_folder(Path("out"), last_stem(None)) == Path("out/last-state")
+    assert average_file(Path("out/cat-000002.safetensors")) == Path("out/cat-000002-ema.safetensors")
+    assert average_file(Path("out/cat.v2")) == Path("out/cat.v2-ema")  # the folder of a model

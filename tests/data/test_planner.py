@@ -180,6 +180,20 @@ def test_stream_can_start_anywhere(
         first = requests[ends[done - 1]] if done else requests[0]
         group = first.position // (accumulation * processes)
         assert stream_of(planner, process, total, (first.epoch, group)) == requests[(ends[done - 1] if done else 0) :]
+        assert stream_of(planner, process, total, planner.place_of(done)) == requests[(ends[done - 1] if done else 0) :]
+        last = [number for number, request in enumerate(requests, 1) if request.closes_epoch]
+        whole = [
+            number for number in ends if number == len(requests) or requests[number].epoch > requests[number - 1].epoch
+        ]
+        assert set(last) <= set(whole) and set(whole[:-1]) <= set(last)  # the run may end within an epoch
+
+
+@pytest.mark.parametrize("is_reg", [None, [False] * 2 + [True] * 5])  # the same in every epoch, and not
+def test_the_place_of_every_update(is_reg: list[bool] | None) -> None:
+    index, placements = make_index([1] * 7, is_reg)
+    planner = Planner(index, placements, [2], 0)
+    places = [(epoch, update) for epoch in range(4) for update in range(planner.updates_in_epoch(epoch))]
+    assert [planner.place_of(updates) for updates in range(len(places))] == places
 
 
 def test_seeking_the_end_of_an_epoch_begins_the_next() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
-from library.training.progress import Progress, RunPlan, plan_run
+from library.training.progress import Moment, Moments, Progress, RunPlan, plan_run
 from library.training.progress import plan as plan_of_numbers
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
 
@@ -138,3 +138,19 @@ def test_a_run_without_end_is_refused(folder: Path) -> None:
 
 def test_a_run_begins_at_the_beginning() -> None:
     assert (Progress().step, Progress().epoch) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("moments", "expected"),
+    [
+        (Moments(), []),
+        (Moments(at_end=True), [10]),
+        (Moments(every_steps=3), [3, 6, 9]),
+        (Moments(every_epochs=1), [4, 8]),  # the last epoch is not whole
+        (Moments(every_epochs=2), [8]),
+        (Moments(every_steps=5, every_epochs=2, at_end=True), [5, 8, 10]),
+    ],
+)
+def test_moments(moments: Moments, expected: list[int]) -> None:
+    run = [Moment(0, 1), *(Moment(n, -(-n // 4), n % 4 == 0, n == 10) for n in range(1, 11))]
+    assert [moment.step for moment in run if moments.due(moment)] == expected
