@@ -57,6 +57,7 @@ FOREIGN_OPTIONS = {
     *("--standalone", "--nproc_per_node"),  # torchrun
     *("--cpu", "--multi_gpu", "--num_processes", "--num_cpu_threads_per_process"),  # accelerate launch
     "--logdir",  # tensorboard
+    *("--n", "--w", "--h", "--d", "--l", "--s", "--ss"),  # lines of prompt files
 }
 NOT_YET = re.compile(r"not existing (here )?(yet|today)|not here yet|does not exist|planned", re.IGNORECASE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

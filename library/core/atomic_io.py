@@ -27,16 +27,16 @@ def write_whole(path: Path, write: Callable[[Path], None], check: Callable[[Path
         check: re-opens the temporary file and raises if it is not what it should be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path.suffix))
+    temporary = path.with_name(temporary_name(path.suffix))
     try:
         write(temporary)
-        _flush(temporary)
+        flush(temporary)
         if check is not None:
             check(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def write_text_whole(path: Path, text: str) -> None:
@@ -57,12 +57,10 @@ def remove_left_overs(folder: Path, ending: str) -> int:
     removed = 0
     with suppress(OSError), os.scandir(folder) as found:
         for entry in found:
-            if entry.name.startswith(TEMPORARY_MARK) and entry.name.endswith(ending):
-                name = _TEMPORARY.fullmatch(entry.name.removesuffix(ending))
-                with suppress(OSError):
-                    if name is not None and entry.is_file(follow_symlinks=False) and _is_left_over(entry, name):
-                        Path(entry.path).unlink()
-                        removed += 1
+            with suppress(OSError):
+                if is_left_over(entry, ending) and entry.is_file(follow_symlinks=False):
+                    Path(entry.path).unlink()
+                    removed += 1
     return removed
 
 
@@ -72,8 +70,8 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _temporary_name(ending: str) -> str:
-    """A name that no other process takes, on this machine or another, however long the final one is."""
+def temporary_name(ending: str) -> str:
+    """A name for what is not finished; no other process takes it, here or elsewhere, however long the final one is."""
     return f"{TEMPORARY_MARK}{secrets.token_hex(4)}-{_host()}-{os.getpid()}{ending}"
 
 
@@ -85,7 +83,15 @@ def _host() -> str:
     return hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 
-def _is_left_over(entry: os.DirEntry[str], name: re.Match[str]) -> bool:
+def is_left_over(entry: os.DirEntry[str], ending: str) -> bool:
+    """Whether it has a temporary name with this ending whose process is dead, or is older than a day.
+
+    Raises:
+        OSError: it cannot be looked at, or is gone.
+    """
+    name = _TEMPORARY.fullmatch(entry.name.removesuffix(ending)) if entry.name.endswith(ending) else None
+    if name is None:
+        return False
     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
         return True
     return name["host"] == _host() and not _is_alive(int(name["process"]))
@@ -107,12 +113,14 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Brings a file's content to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
     if os.name == "nt":  # Windows cannot open folders; its rename is durable by itself
         return
     handle = os.open(folder, os.O_RDONLY)

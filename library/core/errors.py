@@ -11,10 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 EXIT_USER_ERROR = 1
+EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: come again
 
@@ -35,10 +37,15 @@ class Problem:
 
 
 class UserError(Exception):
-    """One or more problems a person can mend. Shown as text, never with a traceback."""
+    """One or more problems a person can mend. Shown as text, never with a traceback.
+
+    Attributes:
+        had_begun: whether the run was under way, so that it ended and did not merely fail to start; see `once_begun`.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
+        self.had_begun = False
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     @classmethod
@@ -47,8 +54,22 @@ class UserError(Exception):
         return cls([Problem(what, where, fix)])
 
 
+class Incomplete(UserError):  # noqa: N818 (the run came to its end)
+    """The run came to its end, and something that it was asked to save or to upload is missing."""
+
+
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
     """The run was asked to stop before its end, and what it had learned is saved."""
+
+
+@contextmanager
+def once_begun() -> Iterator[None]:
+    """Problems that show inside are told as those of a run that was under way."""
+    try:
+        yield
+    except UserError as error:
+        error.had_begun = True
+        raise
 
 
 class Problems:
@@ -110,8 +131,20 @@ def format_user_error(error: UserError) -> str:
     """The text a script prints for `error`."""
     count = len(error.problems)
     head = "1 problem" if count == 1 else f"{count} problems"
+    tail = "ended the run" if error.had_begun else "to mend before anything can run"
+    return "\n".join([f"{head} {tail}:", *_bullets(error)])
+
+
+def _bullets(error: UserError) -> list[str]:
     shown_problems = (Problem(printable(p.what), printable(p.where), printable(p.fix)) for p in error.problems)
-    return "\n".join([f"{head} to mend before anything can run:", *(f"  * {shown}" for shown in shown_problems)])
+    return [f"  * {shown}" for shown in shown_problems]
+
+
+def format_incomplete(error: Incomplete) -> str:
+    """The text a script prints where training is over, and not all of it could be kept."""
+    count = len(error.problems)
+    head = "1 thing" if count == 1 else f"{count} things"
+    return "\n".join([f"training is over, but {head} could not be done:", *_bullets(error)])
 
 
 def run_script(main: Callable[[], None]) -> int:
@@ -121,14 +154,22 @@ def run_script(main: Callable[[], None]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
+    except Incomplete as error:
+        _tell(format_incomplete(error))
+        return EXIT_INCOMPLETE
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that all found it, one tells it
-            print(format_user_error(error), file=sys.stderr)
+        _tell(format_user_error(error))
         return EXIT_USER_ERROR
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        _tell(str(stop))
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _tell(text: str) -> None:
+    """Of several processes that all have the same to say, one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)

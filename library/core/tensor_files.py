@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from library.core.atomic_io import write_whole
+from library.core.errors import UserError
 
 # Number formats by their names in the format. What is read must be writable, so the readers know no others.
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
@@ -116,6 +117,25 @@ def write_safetensors(path: Path, tensors: Mapping[str, Writable], metadata: Map
             raise OSError(f"{path.name} was not written as asked; the disk may be full or failing")
 
     write_whole(path, write, check)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, in CPU memory of their own, copied out of the mapped file one by one.
+
+    What stays mapped would hold the file, and rounds as it lies there, not as other memory does.
+
+    Raises:
+        UserError: the file cannot be read, or is damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
+    except OSError as error:
+        fix = "check that it is there, and its rights"
+        raise UserError.of(f"cannot be read: {error.strerror or error}", str(path), fix) from error
+    except Exception as error:  # the reader has an exception of its own
+        fix = "copy or download the file again"
+        raise UserError.of(f"the file is damaged: {error}", str(path), fix) from error
 
 
 def with_hashes(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -245,7 +247,7 @@ def make_loader(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_begin_worker,
         persistent_workers=True,
         multiprocessing_context=start_method,
         generator=torch.Generator(),  # else starting an iteration would draw from the global generator
@@ -273,5 +275,14 @@ class _Guarded(Dataset[Any]):
             return _Failure(error.problems)
 
 
-def _use_one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    """One thread for each; and signals that go to all processes are for the trainer, who still wants batches."""
     torch.set_num_threads(1)
+    signal.set_wakeup_fd(-1)  # a forked process has that of the trainer, who would take its signals for his own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _pass_over_once)
+
+
+def _pass_over_once(number: int, frame: FrameType | None) -> None:
+    """What comes twice is meant: a loader that is shut down sends it again to a worker that does not end."""
+    signal.signal(number, signal.SIG_DFL)

@@ -16,10 +16,10 @@ from torch import Tensor
 from library.core.atomic_io import write_text_whole, write_whole
 from library.core.pickle_writer import write_pickled
 from library.core.tensor_files import LEGACY_HASH_KEY, MODEL_HASH_KEY, Writable, made, write_safetensors
+from library.core.whole_folder import write_whole_folder
 from library.models.convert import text_encoder, unet, vae
 from library.models.extras import EXTRAS_FILE, ModelExtras, is_used
 from library.models.files.weights import SAFETENSORS_SUFFIX
-from library.models.files.whole_folder import write_whole_folder
 from library.models.forms import MODEL_INDEX, SaveTarget, is_single_file, refuse_other_folder, yaml_beside
 from library.models.inference_yaml import inference_yaml
 from library.models.precision import Precisions, in_precision

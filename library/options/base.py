@@ -20,7 +20,7 @@ Check = Callable[[Any], str | None]
 @dataclass(frozen=True)
 class OptionInfo:
     """What stands beside a field: help, allowed values, a check that returns a complaint or None, other names that
-    guides use for the same option, and whether the value is a secret that is written nowhere."""
+    guides use for the same option; for a secret, which is written nowhere, where it should rather stand."""
 
     help: str
     choices: tuple[str, ...] = ()
@@ -28,7 +28,12 @@ class OptionInfo:
     required: bool = False
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
-    secret: bool = False
+    better: str | None = None
+
+    @property
+    def secret(self) -> bool:
+        """Whether the value is a token or key."""
+        return self.better is not None
 
 
 def option(
@@ -46,9 +51,14 @@ def option(
     return field(default=default, metadata={"option": info})
 
 
-def secret_option(help: str, *, metavar: str) -> Any:
-    """Declares a token or key: None where it is not given, and never written anywhere."""
-    return field(default=None, metadata={"option": OptionInfo(help, metavar=metavar, secret=True)})
+def secret_option(help: str, *, metavar: str, better: str) -> Any:
+    """Declares a token or key: None where it is not given, and never written anywhere.
+
+    Args:
+        better: where it should stand instead of on the command line.
+    """
+    told = f"{help}; better in {better}, where other users of this machine cannot read it"
+    return field(default=None, metadata={"option": OptionInfo(told, metavar=metavar, better=better)})
 
 
 class OptionGroup:

@@ -10,6 +10,8 @@ from library.options.checks import file_stem
 
 TENSORBOARD, WANDB, ALL = TRACKERS = ("tensorboard", "wandb", "all")
 
+KEY_PLACES = "the environment (WANDB_API_KEY) or stored by `wandb login`"
+
 
 @dataclass(frozen=True)
 class LogOptions(OptionGroup):
@@ -18,13 +20,19 @@ class LogOptions(OptionGroup):
     title: ClassVar[str] = "Logs"
 
     logging_dir: str | None = option(
-        None, "folder for TensorBoard logs; each run writes into a folder named by date and time", metavar="DIR"
+        None,
+        "folder for TensorBoard logs; each run writes into a folder named by date and time; wandb keeps its files"
+        " there, too",
+        metavar="DIR",
     )
     log_prefix: str | None = option(
         None, "put before the date-time name of the log folder", check=file_stem, metavar="NAME"
     )
     log_with: str | None = option(
-        None, "what to log with; default: tensorboard where --logging_dir is given", choices=TRACKERS
+        None,
+        "what to log with, beside the JSONL file that every run writes; default: tensorboard where --logging_dir is"
+        " given",
+        choices=TRACKERS,
     )
     log_tracker_name: str | None = option(
         None,
@@ -33,11 +41,10 @@ class LogOptions(OptionGroup):
         metavar="NAME",
     )
     log_tracker_config: str | None = option(
-        None, "TOML file with further settings of the trackers, one table for each", metavar="FILE"
+        None,
+        "TOML file with further settings of the trackers: a table [tensorboard] for SummaryWriter, a table [wandb] for"
+        " wandb.init",
+        metavar="FILE",
     )
     wandb_run_name: str | None = option(None, "name of the run in wandb; default: wandb chooses one", metavar="NAME")
-    wandb_api_key: str | None = secret_option(
-        "key of wandb; better in the environment (WANDB_API_KEY) or stored by `wandb login`, where other users of this"
-        " machine cannot read it",
-        metavar="KEY",
-    )
+    wandb_api_key: str | None = secret_option("key of wandb", metavar="KEY", better=KEY_PLACES)

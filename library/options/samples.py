@@ -9,9 +9,11 @@ from library.options.base import OptionGroup, option
 from library.options.checks import at_least
 
 DDIM = "ddim"
+# the one list of names; library.preview.samplers has a class for each
 SAMPLERS = (
     *(DDIM, "pndm", "heun", "dpmsolver", "dpmsolver++", "dpmsingle"),
     *("k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"),
+    *("lms", "euler", "euler_a", "dpm_2", "dpm_2_a", "ddpm", "unipc", "deis"),
 )
 
 
@@ -29,6 +31,9 @@ class SampleOptions(OptionGroup):
         None, "make sample pictures every N epochs; wins over --sample_every_n_steps", check=at_least(1), metavar="N"
     )
     sample_prompts: str | None = option(
-        None, "file of the prompts: .txt with one in each line, .json or .toml", metavar="FILE"
+        None,
+        "file of the prompts: .txt with one in each line, which may set size, seed, guidance, steps and sampler (see"
+        " docs/samples.md); or .json or .toml",
+        metavar="FILE",
     )
     sample_sampler: str = option(DDIM, "sampler of prompts that name none", choices=SAMPLERS)

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from library.options.base import OptionGroup, option, secret_option
+from library.options.checks import not_blank
+
+REPO_TYPES = ("model", "dataset", "space")
+
+TOKEN_PLACES = "the environment (HF_TOKEN) or stored by `hf auth login`"
 
 
 @dataclass(frozen=True)
@@ -15,22 +20,25 @@ class UploadOptions(OptionGroup):
     title: ClassVar[str] = "Hugging Face Hub"
 
     huggingface_repo_id: str | None = option(
-        None, "upload what is saved to this repository; it is made if it is missing", metavar="OWNER/NAME"
+        None,
+        "upload what is saved to this repository; it is made if it is missing",
+        check=not_blank,
+        metavar="OWNER/NAME",
     )
-    huggingface_repo_type: str = option("model", "kind of the repository", choices=("model", "dataset", "space"))
+    huggingface_repo_type: str = option("model", "kind of the repository", choices=REPO_TYPES)
     huggingface_path_in_repo: str | None = option(
-        None, "folder inside the repository; default: its top", metavar="FOLDER"
+        None, "folder inside the repository; default: its top", check=not_blank, metavar="FOLDER"
     )
-    huggingface_token: str | None = secret_option(
-        "access token; better in the environment (HF_TOKEN) or stored by `hf auth login`, where other users of this"
-        " machine cannot read it",
-        metavar="TOKEN",
-    )
+    huggingface_token: str | None = secret_option("access token", metavar="TOKEN", better=TOKEN_PLACES)
     huggingface_repo_visibility: str | None = option(
         None, "public makes a new repository public; anything else, and nothing, makes it private", metavar="VISIBILITY"
     )
-    save_state_to_huggingface: bool = option(False, "upload states as well; with --save_state")
-    resume_from_huggingface: bool = option(False, "--resume names a state on the Hub")
+    save_state_to_huggingface: bool = option(
+        False, "upload states as well; with --save_state or --save_state_on_train_end"
+    )
+    resume_from_huggingface: bool = option(
+        False, "--resume names a state on the Hub: {repo_id}/{path_in_repo}:{revision}:{repo_type}"
+    )
     async_upload: bool = option(
         False, "upload in the background while training goes on; without it, everything is uploaded at the end"
     )

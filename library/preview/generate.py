@@ -1,11 +1,16 @@
 """Makes a picture from words with the models in memory: classifier-free guidance (Ho and Salimans 2022), one at a time.
 
-A picture depends on the models and its request alone: not on pictures made before it, beside it or in other processes.
+A picture depends on the models and its prompt alone: not on pictures made before it, beside it or in other processes.
+It is the one that Diffusers' pipeline makes of the same weights and seed: noise is drawn as it draws it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,69 +20,77 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from library.core.errors import UserError
-from library.core.randomness import NO_EPOCH, generator
 from library.core.sizes import Size
 from library.models.stable_diffusion import VAE_DOWNSCALE, VAE_SCALING_FACTOR, StableDiffusion
-from library.options.text import TextOptions
-from library.preview.samplers import DDIM, NoiseSchedule, make_sampler
+from library.options.text import CHUNK_TOKENS, TextOptions
+from library.preview.prompts import SamplePrompt
+from library.preview.samplers import NoiseSchedule, make_sampler
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
 
 _CHANNELS = 4  # of latents
 
+Context = Callable[[], AbstractContextManager[Any]]
+EncodeTokens = Callable[[Any, Tensor, Tensor | None], Tensor]
 
-@dataclass(frozen=True)
-class PictureRequest:
-    """One picture to make.
 
-    Attributes:
-        size: in pixels, both sides divisible by 8.
-        seed: of the noise that the picture grows from.
-        scale: guidance; 1 is none, and the negative prompt has no part then.
-        sampler: a name that `make_sampler` knows.
+class PromptReader:
+    """Turns prompts into text states as captions are read, but with as many pieces of 75 tokens as they need.
+
+    Args:
+        make_tokenizer: a tokenizer of captions of so many tokens; it pads them.
+        encode: makes text states of their ids.
     """
 
-    prompt: str
-    size: Size
-    seed: int
-    negative_prompt: str = ""
-    steps: int = 30
-    scale: float = 7.5
-    sampler: str = DDIM
-
-
-@dataclass(frozen=True)
-class PromptReader:
-    """Turns prompts into text states, in the way captions are read."""
-
-    tokenize: CaptionTokenizer
-    encode: CaptionEncoder
+    def __init__(self, make_tokenizer: Callable[[int], CaptionTokenizer], encode: EncodeTokens) -> None:
+        self._tokenizer = cache(make_tokenizer)
+        self._encode = encode
 
     @classmethod
     def of(cls, family: str, options: TextOptions) -> PromptReader:
-        """The reader of a model family ("sd1" or "sd2"): length, splitting, weights and layer as the options say."""
-        return cls(CaptionTokenizer(family, options), CaptionEncoder(options))
+        """The reader of a model family ("sd1" or "sd2"): splitting, weights and layer as the options say."""
+        padded = replace(options, no_token_padding=False)  # models know padded prompts
+        return cls(
+            lambda tokens: CaptionTokenizer(family, replace(padded, max_token_length=tokens)), CaptionEncoder(padded)
+        )
 
     def states(self, text_encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
-        """`encoder_hidden_states` (B, R, D) of prompts; all have one shape."""
+        """`encoder_hidden_states` (B, R, D) of prompts; all have the shape that the longest needs."""
         device = next(text_encoder.parameters()).device
-        ids, weights = self.tokenize(prompts)
-        return self.encode(text_encoder, ids.to(device), None if weights is None else weights.to(device))
+        ids, weights = self._tokenizer_for(prompts)(prompts)
+        return self._encode(text_encoder, ids.to(device), None if weights is None else weights.to(device))
+
+    def _tokenizer_for(self, prompts: list[str]) -> CaptionTokenizer:
+        """The shortest one that loses nothing."""
+        pieces = max(1, -(-max(self._tokenizer(CHUNK_TOKENS).count_tokens(prompts)) // CHUNK_TOKENS))
+        while any(self._tokenizer(pieces * CHUNK_TOKENS).count_lost(prompts)):  # cut at commas, they need more room
+            pieces += 1
+        return self._tokenizer(pieces * CHUNK_TOKENS)
 
 
-def initial_noise(seed: int, size: Size) -> Tensor:
+def noise_generator(seed: int) -> torch.Generator:
+    """Where all noise of a picture comes from: on the CPU, as Diffusers' users seed theirs."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def initial_noise(draws: torch.Generator, size: Size) -> Tensor:
     """The noise that a picture grows from: standard normal, (1, 4, h, w) float32 on the CPU.
 
     Args:
+        draws: see `noise_generator`; samplers that add noise draw on from it.
         size: of the picture, in pixels.
     """
     shape = (1, _CHANNELS, size.height // VAE_DOWNSCALE, size.width // VAE_DOWNSCALE)
-    return torch.from_numpy(generator(seed, NO_EPOCH, "", "picture").standard_normal(shape, dtype="float32"))
+    return torch.randn(shape, generator=draws, dtype=torch.float32)
 
 
 @torch.no_grad()
 def generate(
-    models: StableDiffusion, reader: PromptReader, schedule: NoiseSchedule, request: PictureRequest
+    models: StableDiffusion,
+    reader: PromptReader,
+    schedule: NoiseSchedule,
+    request: SamplePrompt,
+    computing: Context = nullcontext,
 ) -> NDArray[np.uint8]:
     """Makes one picture: pixels (H, W, 3), sRGB. On one device equal arguments give equal bits.
 
@@ -86,21 +99,26 @@ def generate(
         reader: knows the words of the prompts.
         schedule: how the U-Net was trained.
         request: what to make.
+        computing: text encoder and U-Net compute inside (mixed precision); sampler and VAE do not.
 
     Raises:
         UserError: there is no such sampler, or what comes out are no finite numbers.
     """
     sampler = make_sampler(request.sampler, schedule)
-    device = next(models.unet.parameters()).device
+    device, draws = next(models.unet.parameters()).device, noise_generator(request.seed)
     sampler.set_timesteps(request.steps, device=device)
     # negative first; the U-Net sees both in one batch, always of the same size
     prompts = [request.negative_prompt, request.prompt] if request.scale != 1 else [request.prompt]
-    states = reader.states(models.text_encoder, prompts).to(models.dtype)
-    latents = initial_noise(request.seed, request.size).to(device) * sampler.init_noise_sigma
+    with computing():
+        states = reader.states(models.text_encoder, prompts).to(device, models.dtype)
+    latents = initial_noise(draws, request.size).to(device) * sampler.init_noise_sigma
+    adds_noise = "generator" in inspect.signature(sampler.step).parameters
+    drawing = {"generator": draws} if adds_noise else {}
     for timestep in sampler.timesteps:
         noisy = sampler.scale_model_input(latents, timestep)
-        prediction = _predict(models, noisy, timestep, states, request.scale)
-        latents = sampler.step(prediction, timestep, latents, return_dict=False)[0]
+        with computing():
+            prediction = _predict(models, noisy, timestep, states, request.scale)
+        latents = sampler.step(prediction, timestep, latents, return_dict=False, **drawing)[0]
     picture = models.vae.decode(latents / VAE_SCALING_FACTOR, return_dict=False)[0]
     if not bool(picture.isfinite().all()):
         what = f"the model made no picture of {request.prompt!r}: the numbers are not finite"

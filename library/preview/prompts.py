@@ -1,23 +1,45 @@
-"""The prompts of sample pictures, read from a file."""
+"""The prompts of sample pictures, read from a file.
+
+A .txt file has one prompt in each line, a .json file a list of texts or tables, a .toml file tables. The letters in
+lines and the keys in tables are those of the public training tools. All mistakes of a file are told at once.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from library.core.errors import Problems, UserError, nearest_name, suggest_name
 from library.core.sizes import Size
-from library.options.samples import DDIM
+from library.core.toml_files import TomlFile, read_toml
+from library.options.checks import between, multiple_of
+from library.options.samples import DDIM, SAMPLERS
+
+FLAG = "--sample_prompts"
+SIDE_STEP = 8  # pixels in a latent cell, along each side
+SHORTEST_SIDE, LONGEST_SIDE = 64, 4096
+LARGEST_SEED = 2**63 - 1  # what TOML can hold
+_MOST_STEPS = 500  # some samplers run out of diffusion times with more
+_LARGEST_SCALE = 100
 
 _DEFAULT_SIZE = Size(512, 512)
+_OPTION = re.compile(r"(?:^|(?<=\s))--(?P<name>[^\s-]\S*)")
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
+_PROMPT, _SUBSETS = "prompt", "subset"
 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture that is made again and again.
+    """One picture to make.
 
     Attributes:
         size: in pixels; both sides divisible by 8.
         seed: of the noise that the picture grows from.
-        scale: guidance; 1 is none.
+        scale: guidance; 1 is none, and the negative prompt has no part then.
         sampler: one of `SAMPLERS`.
     """
 
@@ -28,3 +50,257 @@ class SamplePrompt:
     scale: float = 7.5
     steps: int = 30
     sampler: str = DDIM
+
+
+@dataclass(frozen=True)
+class PromptDefaults:
+    """What prompts get that do not say it themselves.
+
+    Attributes:
+        seed: of the first prompt of a file; each following one has one more.
+    """
+
+    size: Size = _DEFAULT_SIZE
+    seed: int = 0
+    sampler: str = DDIM
+
+
+def read_prompts(path: Path, defaults: PromptDefaults) -> tuple[SamplePrompt, ...]:
+    """The prompts of a file (UTF-8, with or without a byte order mark), in its order.
+
+    Raises:
+        UserError: with every mistake of the file: file, line or number of the prompt, and option.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        what = f"{path} is no file of prompts: its name ends with {path.suffix or 'nothing'}"
+        raise UserError.of(what, FLAG, f"give it one of the endings {', '.join(_READERS)}")
+    problems = Problems()
+    entries = list(reader(path, problems))
+    prompts = [_prompt_of(entry, number, defaults, problems) for number, entry in enumerate(entries)]
+    if not entries and not problems:
+        problems.add(f"there is no prompt in {path}", FLAG, "write one in each line")
+    problems.raise_if_any()
+    return tuple(prompts)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One prompt as its file has it.
+
+    Attributes:
+        given: by the keys of tables.
+        where: the place of a key, for messages.
+    """
+
+    given: Mapping[str, Any]
+    where: Callable[[str], str]
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {value!r}")
+    return value.strip()
+
+
+def _whole_number(*checks: Callable[[int], str | None]) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"must be a whole number, got {value!r}")
+        _require(number, *checks)
+        return number
+
+    return read
+
+
+def _read_scale(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"must be a number, got {value!r}") from None
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value!r}")
+    _require(number, between(1, _LARGEST_SCALE))
+    return number
+
+
+def _read_sampler(value: Any) -> str:
+    name = _read_text(value).lower()
+    if name not in SAMPLERS:
+        listed = f"there are {', '.join(SAMPLERS)}"
+        raise ValueError(f"there is no sampler {value!r}; {suggest_name(name, SAMPLERS, listed)}")
+    return name
+
+
+def _require(number: Any, *checks: Callable[[Any], str | None]) -> None:
+    for check in checks:
+        if complaint := check(number):
+            raise ValueError(complaint)
+
+
+_read_side = _whole_number(multiple_of(SIDE_STEP), between(SHORTEST_SIDE, LONGEST_SIDE))
+_FIELDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (  # key in tables, letters in lines
+    (_PROMPT, "", _read_text),
+    ("negative_prompt", "n", _read_text),
+    ("width", "w", _read_side),
+    ("height", "h", _read_side),
+    ("seed", "d", _whole_number(between(0, LARGEST_SEED))),
+    ("scale", "l", _read_scale),
+    ("sample_steps", "s", _whole_number(between(1, _MOST_STEPS))),
+    ("sample_sampler", "ss", _read_sampler),
+)
+
+
+def _keys_by_letter() -> dict[str, str]:
+    return {letter: key for key, letter, _ in _FIELDS if letter}
+
+
+def _prompt_of(entry: _Entry, number: int, defaults: PromptDefaults, problems: Problems) -> SamplePrompt:
+    """The prompt; what is wrong with it goes to `problems`, and has its default."""
+    found: dict[str, Any] = {}
+    for key, _, read in _FIELDS:
+        if key in entry.given:
+            try:
+                found[key] = read(entry.given[key])
+            except ValueError as error:
+                problems.add(str(error), entry.where(key), "correct it")
+    if _PROMPT not in entry.given:
+        problems.add("there is no prompt", entry.where(_PROMPT), "say what the picture should show")
+    return SamplePrompt(
+        prompt=found.get(_PROMPT, ""),
+        negative_prompt=found.get("negative_prompt", SamplePrompt.negative_prompt),
+        size=Size(found.get("width", defaults.size.width), found.get("height", defaults.size.height)),
+        seed=found.get("seed", (defaults.seed + number) % (LARGEST_SEED + 1)),
+        scale=found.get("scale", SamplePrompt.scale),
+        steps=found.get("sample_steps", SamplePrompt.steps),
+        sampler=found.get("sample_sampler", defaults.sampler),
+    )
+
+
+def _of_lines(path: Path, problems: Problems) -> Iterator[_Entry]:
+    """The prompts of a text file; blank lines and those that begin with # are none."""
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield _of_line(line, f"{path}, line {number}", problems)
+
+
+def _of_line(line: str, place: str, problems: Problems) -> _Entry:
+    """A prompt and its options, each up to the next one. Two dashes with a blank behind them are text."""
+    keys, marks = _keys_by_letter(), list(_OPTION.finditer(line))
+    text = line[: marks[0].start()] if marks else line
+    given: dict[str, Any] = {_PROMPT: text} if text.strip() else {}
+    ends = [*(mark.start() for mark in marks), len(line)][1:]
+    for mark, end in zip(marks, ends, strict=True):
+        name = mark["name"]
+        key = keys.get(name)
+        if key is None:
+            problems.add(f"there is no option --{name}", place, _suggest_letter(name))
+        elif key in given:
+            problems.add(f"--{name} is given twice", place, "remove one of them")
+        else:
+            given[key] = line[mark.end() : end].strip()
+    letters = {key: letter for letter, key in keys.items()}
+    return _Entry(given, lambda key: f"{place}, --{letters[key]}" if key in letters else place)
+
+
+def _suggest_letter(name: str) -> str:
+    """The option of a line that is meant; people write w512, w=512, W or width."""
+    keys = _keys_by_letter()
+    known = {**{key: letter for letter, key in keys.items()}, **{letter: letter for letter in keys}}
+    plain = re.sub(r"[=:0-9.].*", "", name.lower())
+    nearest = plain if plain in known else nearest_name(plain, known)
+    if nearest is None:
+        return f"there are {', '.join(f'--{letter}' for letter in keys)}"
+    return f"did you mean --{known[nearest]}? A blank stands before its value"
+
+
+def _of_json(path: Path, problems: Problems) -> Iterator[_Entry]:
+    """A list; texts in it are read as lines of a text file."""
+    try:
+        content = json.loads(_text_of(path))
+    except ValueError as error:
+        raise UserError.of(f"not valid JSON: {error}", f"{FLAG} {path}", "mend that place") from None
+    if not isinstance(content, list):
+        raise UserError.of("holds no list of prompts", f"{FLAG} {path}", 'write [{"prompt": "…"}, …]')
+    for number, item in enumerate(content, 1):
+        place = f"{path}, prompt {number}"
+        if isinstance(item, str):
+            yield _of_line(item, place, problems)
+        elif isinstance(item, dict):
+            yield _of_table(item, _place_in(place), problems)
+        else:
+            problems.add(f"must be a text or a table, got {item!r}", place, 'write {"prompt": "…"}')
+
+
+def _of_toml(path: Path, problems: Problems) -> Iterator[_Entry]:
+    """[prompt] holds what the prompts have in common, each [[prompt.subset]] is one of them."""
+    file = read_toml(path, FLAG)
+    form = "write [prompt] and below it a [[prompt.subset]] for each prompt"
+    for key in file.content:
+        if key != _PROMPT:
+            problems.add(f"unknown key {key}", file.where((key,)), suggest_name(key, (_PROMPT,), form))
+    shared = file.content.get(_PROMPT, {})
+    subsets = shared.get(_SUBSETS, []) if isinstance(shared, dict) else None
+    if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
+        problems.add("these are no tables of prompts", file.where((_PROMPT,)), form)
+        return
+    common = {key: value for key, value in shared.items() if key != _SUBSETS}
+    _refuse_unknown(common, lambda key: file.where((_PROMPT, key)), problems)
+    for number, subset in enumerate(subsets):
+        yield _of_table(subset, _place_of_subset(file, number, subset), problems, common)
+
+
+def _of_table(
+    table: Mapping[str, Any], where: Callable[[str], str], problems: Problems, common: Mapping[str, Any] | None = None
+) -> _Entry:
+    _refuse_unknown(table, where, problems)
+    return _Entry({**(common or {}), **table}, where)
+
+
+def _refuse_unknown(table: Mapping[str, Any], where: Callable[[str], str], problems: Problems) -> None:
+    known = [key for key, _, _ in _FIELDS]
+    for key in table:
+        if key not in known:
+            meant = f"sample_{key}"  # as two of them begin
+            nearest = suggest_name(meant if meant in known else key, known, f"there are {', '.join(known)}")
+            problems.add(f"unknown key {key}", where(key), nearest)
+
+
+def _place_in(place: str) -> Callable[[str], str]:
+    return lambda key: f"{place}, key {key}"
+
+
+def _place_of_subset(file: TomlFile, number: int, subset: Mapping[str, Any]) -> Callable[[str], str]:
+    """Where a key of a subset stands: in it, or above all of them; one that stands nowhere belongs in it."""
+
+    def where(key: str) -> str:
+        own = (_PROMPT, _SUBSETS, number)
+        if key in subset:
+            return file.where((*own, key))
+        return file.where((_PROMPT, key) if key in file.content[_PROMPT] else own)
+
+    return where
+
+
+def _text_of(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"the file is not UTF-8 text (byte {error.start})"
+        raise UserError.of(what, f"{FLAG} {path}", "save it again as UTF-8") from None
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror or error}"
+        raise UserError.of(what, FLAG, "check the path, and the rights of the file") from None
+
+
+_READERS: Mapping[str, Callable[[Path, Problems], Iterator[_Entry]]] = {
+    ".txt": _of_lines,
+    ".json": _of_json,
+    ".toml": _of_toml,
+}

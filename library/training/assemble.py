@@ -92,6 +92,7 @@ def train(run: Run) -> None:
         for line in summary(run, trainer, time.time() - started_at):
             log.info(line)
     end_runtime(accelerator)  # the others stay until the file is written
+    trainer.keeper.raise_if_incomplete()
     if not has_ended:
         raise Stopped(f"stopped after update {trainer.progress.step} of {plan.total_updates}")
 
@@ -99,10 +100,11 @@ def train(run: Run) -> None:
 def _train(trainer: Trainer) -> bool:
     """Trains and saves the end; whether it was reached."""
     try:
-        has_ended = trainer.run()
-        if has_ended:
-            trainer.state.movement.refuse_still()
-            trainer.keeper.finish(Moment(trainer.progress.step, trainer.progress.epoch + 1, is_last=True))
+        with trainer.requests.watched():  # also while the end is saved
+            has_ended = trainer.run()
+            if has_ended:
+                trainer.state.movement.refuse_still()
+                trainer.keeper.finish(Moment(trainer.progress.step, trainer.progress.epoch + 1, is_last=True))
         trainer.keeper.close(has_ended)
     finally:
         if trainer.accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
@@ -195,7 +197,7 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
         seed=options.training.seed,
         fused=fused,
         validation=make_validation(run, unweighted, feed.held_out, feed.encode_latents, accelerator),
-        previews=make_previews(run, learner.models, accelerator),
+        previews=make_previews(run, learner.models, learner.network, accelerator),
     )
 
 
@@ -236,7 +238,7 @@ def _make_keeper(run: Run, accelerator: Accelerator, learner: Learner, plan: Run
         session=state.session,
     )
     uploads = make_uploads(run, accelerator)
-    return Keeper(run.options.keeping, run.files, trained, state, uploads, accelerator.is_main_process)
+    return Keeper(run.files, trained, state, uploads, accelerator.is_main_process)
 
 
 def make_objective(run: Run, learner: Learner, options: ObjectiveOptions, encodes_captions: bool) -> Objective:

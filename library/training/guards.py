@@ -70,8 +70,19 @@ class GradientWatch:
             UserError: when there are such parts after all watched updates.
         """
         self._updates += 1
-        if idle and self._updates == self.updates:
-            raise self._without_gradient(idle)
+        self._moved.update(name for name in self.components if name not in idle)
+        still = [name for name in idle if name not in self._moved]  # a resumed run did not see all the updates
+        if still and self._updates == self.updates:
+            raise self._without_gradient(still)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {"updates": self._updates, "moved": sorted(self._moved), "skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._updates, self._skipped = int(state["updates"]), int(state["skipped"])
+        self._moved = set(state["moved"])
 
     def _without_gradient(self, parts: Sequence[str]) -> UserError:
         return UserError.of(
@@ -112,10 +123,26 @@ class MovementWatch:
         Args:
             groups: the optimizer's, before the first update.
         """
-        self._start = {
-            group["name"]: [(p, p.detach().clone()) for p in sorted(group["params"], key=Tensor.numel)[:_LOOKED_AT]]
-            for group in groups
+        self._watched: dict[str, list[Tensor]] = {
+            group["name"]: sorted(group["params"], key=Tensor.numel)[:_LOOKED_AT] for group in groups
         }
+        self._start: dict[str, list[Tensor]] = {}
+        self.begin_here()
+
+    def begin_here(self) -> None:
+        """Takes the weights as they are now for those that training began with."""
+        self._start = {part: [p.detach().clone() for p in watched] for part, watched in self._watched.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with: the weights that training began with, by part."""
+        return {part: list(weights) for part, weights in self._start.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; parts that it does not know begin here."""
+        for part, weights in self._start.items():
+            known = state.get(part, [])
+            if [tensor.shape for tensor in known] == [tensor.shape for tensor in weights]:
+                self._start[part] = [old.to(now) for old, now in zip(known, weights, strict=True)]
 
     def refuse_still(self) -> None:
         """Called after the last update.
@@ -123,7 +150,7 @@ class MovementWatch:
         Raises:
             UserError: a part has the very weights that it began with.
         """
-        still = [part for part, pairs in self._start.items() if all(torch.equal(now, then) for now, then in pairs)]
+        still = [part for part, began in self._start.items() if all(map(torch.equal, self._watched[part], began))]
         if still:
             raise UserError.of(
                 f"{' and '.join(still)} should train, but kept the weights that it began with",

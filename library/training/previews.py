@@ -2,30 +2,210 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+
+from library.checkpoint.naming import last_stem
+from library.core.errors import printable
+from library.core.log import get_logger
 from library.models.stable_diffusion import StableDiffusion
+from library.options.samples import SampleOptions
+from library.preview.contact_sheet import add_row
+from library.preview.parameters import TEXT_NAME, webui_parameters
+from library.preview.png_files import write_png
+from library.preview.prompts import FLAG, SamplePrompt
+from library.training.out_of_memory import is_out_of_memory
+from library.training.painting import Painter, make_prompt_reader, noise_schedule
 from library.training.progress import Moment, Moments
 from library.training.requests import Requests
 from library.training.run import Run
-from library.training.scalars import ScalarLog
+
+log = get_logger(__name__)
+
+Pixels = NDArray[np.uint8]
+ResultT = TypeVar("ResultT")
+
+
+class PictureLog(Protocol):
+    """What pictures are shown in, such as a `ScalarLog`."""
+
+    def picture(self, step: int, epoch: int, tag: str, pixels: Pixels) -> None:
+        """Takes a picture (H, W, 3), sRGB."""
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Where sample pictures go.
+
+    Attributes:
+        folder: made when the first picture is.
+        name: of the run.
+        shared: what all pictures say of themselves beside their prompt, by its name in the Web UI.
+        digits: of the number of a prompt.
+    """
+
+    folder: Path
+    name: str
+    shared: Mapping[str, str]
+    digits: int = 2
+
+    @property
+    def sheet(self) -> Path:
+        """All pictures, small, on one page."""
+        return self.folder / f"{self.name}_sheet.png"
+
+    def picture(self, step: int, number: int, seed: int) -> Path:
+        """A picture; names sort by step, then by the number of the prompt (from 1)."""
+        return self.folder / f"{self.name}_{step:08d}_{number:0{self.digits}d}_{seed}.png"
+
+    def write(self, step: int, number: int, prompt: SamplePrompt, pixels: Pixels) -> None:
+        """Writes a picture, which tells how it was made.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        told = webui_parameters(prompt, {**self.shared, "Training step": str(step)})
+        write_png(self.picture(step, number, prompt.seed), pixels, {TEXT_NAME: told})
 
 
 class Previews:
-    """Makes the sample pictures of a run; its weights and draws do not notice."""
+    """Makes the sample pictures of a run; its weights and draws do not notice.
 
-    def __init__(self, moments: Moments, at_first: bool) -> None:
-        self._moments = moments
-        self._at_first = at_first
+    Args:
+        options: when.
+        prompts: of what; none where pictures can only be asked for in vain.
+        files: where to.
+        painter: makes a picture.
+        goes_on: whether the run was resumed, and its sheet of pictures grows on.
+        is_main: whether this process makes them; the others go on and wait for it where they next meet.
+    """
+
+    def __init__(
+        self,
+        options: SampleOptions,
+        prompts: Sequence[SamplePrompt],
+        files: SampleFiles,
+        painter: Painter,
+        goes_on: bool,
+        is_main: bool,
+    ) -> None:
+        self._moments = preview_moments(options)
+        self._at_first = options.sample_at_first
+        self._prompts = tuple(prompts)
+        self._files = files
+        self._painter = painter
+        self._goes_on = goes_on
+        self._is_main = is_main
+        self._told: set[str] = set()
 
     def due(self, moment: Moment, asked: Requests) -> bool:
         """Whether it is time."""
         return asked.sample or (self._at_first and moment.step == 0) or self._moments.due(moment)
 
-    def make(self, moment: Moment, log: ScalarLog) -> None:
+    def make(self, moment: Moment, shown_in: PictureLog) -> None:
         """Makes a picture of every prompt; what goes wrong is told, and training goes on."""
+        if not self._is_main:
+            return
+        if not self._prompts:
+            self._warn("samples were asked for, but there are no prompts", f"give {FLAG} FILE at the next start")
+            return
+        pictures = self._attempt("no sample pictures", lambda: self._make_all(moment, shown_in))
+        if pictures is None or all(pixels is None for pixels in pictures):
+            return
+        sheet = self._files.sheet
+        self._attempt(
+            f"{sheet.name} has no new row",
+            lambda: add_row(sheet, self._prompts, moment.step, pictures, self._goes_on),
+        )
+        self._goes_on = True
+
+    def _make_all(self, moment: Moment, shown_in: PictureLog) -> list[Pixels | None]:
+        with self._painter.ready():
+            return [
+                self._attempt(
+                    f"no sample picture {number:02d} of {prompt.prompt!r}",
+                    partial(self._make_one, moment, shown_in, number, prompt),
+                )
+                for number, prompt in enumerate(self._prompts, 1)
+            ]
+
+    def _make_one(self, moment: Moment, shown_in: PictureLog, number: int, prompt: SamplePrompt) -> Pixels:
+        pixels = self._painter.paint(prompt)
+        self._files.write(moment.step, number, prompt, pixels)
+        shown_in.picture(moment.step, moment.epoch, f"sample/{number:02d}", pixels)
+        return pixels
+
+    def _attempt(self, lost: str, work: Callable[[], ResultT]) -> ResultT | None:
+        """What `work` returns; None where it fails, for hours of training are worth more than a picture."""
+        try:
+            return work()
+        except Exception as error:  # a sampler, the driver, the disk: whatever it is, only the picture is lost
+            reason = str(error).strip().splitlines()
+            self._warn(f"{lost}: {reason[0] if reason else type(error).__name__}", "training goes on")
+            if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+                _free_memory()
+            return None
+
+    def _warn(self, what: str, then: str) -> None:
+        """Says something once, however often it happens."""
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("%s; %s", printable(what), then)
 
 
-def make_previews(run: Run, models: StableDiffusion, accelerator: Accelerator) -> Previews | None:
-    """The sample pictures of a run; None where none are asked for."""
-    return None
+def preview_moments(options: SampleOptions) -> Moments:
+    """When samples are made; epochs win over steps."""
+    every_steps = options.sample_every_n_steps if options.sample_every_n_epochs is None else None
+    return Moments(every_steps, options.sample_every_n_epochs)
+
+
+def make_previews(run: Run, models: StableDiffusion, network: nn.Module | None, accelerator: Accelerator) -> Previews:
+    """The sample pictures of a run, which may have no prompts.
+
+    Args:
+        network: what trains beside the models, or None.
+    """
+    options = run.options
+    painter = Painter(
+        models,
+        network,
+        make_prompt_reader(run),
+        noise_schedule(run.base.prediction_type, options.objective.zero_terminal_snr),
+        accelerator,
+    )
+    name, clip_skip = last_stem(run.files.name), options.text.clip_skip
+    shared = {"Model": name, **({} if clip_skip is None else {"Clip skip": str(clip_skip)})}
+    files = SampleFiles(run.files.folder / "sample", name, shared, max(2, len(str(len(run.prompts)))))
+    if run.prompts:
+        log.info("samples: %s", _describe(options.samples, len(run.prompts), files.folder))
+    goes_on = run.resume is not None
+    return Previews(options.samples, run.prompts, files, painter, goes_on, accelerator.is_main_process)
+
+
+def _describe(options: SampleOptions, prompts: int, folder: Path) -> str:
+    """A line for the report."""
+    times = ["before the first update"] if options.sample_at_first else []
+    if options.sample_every_n_epochs is not None:
+        unused = options.sample_every_n_steps is not None
+        note = ", which win over --sample_every_n_steps" if unused else ""
+        times.append(f"every {options.sample_every_n_epochs} epochs{note}")
+    elif options.sample_every_n_steps is not None:
+        times.append(f"every {options.sample_every_n_steps} updates")
+    return printable(f"{prompts} prompt{'s' if prompts > 1 else ''}, {' and '.join(times)}, in {folder}")
+
+
+def _free_memory() -> None:
+    """Gives the card back what the failed attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

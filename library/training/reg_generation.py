@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,15 +19,16 @@ from library.core.atomic_io import remove_left_overs
 from library.core.device import dtype_of
 from library.core.errors import UserError, printable
 from library.core.log import get_logger, start_logging
-from library.diffusion.schedule import BETA_END, BETA_START, NUM_TRAIN_TIMESTEPS
 from library.models.files.mapped import give_own_memory
 from library.models.stable_diffusion import StableDiffusion
 from library.options.reg_images import FLAG, RegImageOptions
-from library.preview.generate import PictureRequest, PromptReader, generate
+from library.preview.generate import PromptReader, generate
 from library.preview.png_files import write_png
+from library.preview.prompts import SamplePrompt
 from library.preview.samplers import NoiseSchedule
 from library.training.methods import fetch_base_model, load_models
 from library.training.out_of_memory import is_out_of_memory
+from library.training.painting import noise_schedule
 from library.training.reg_images import ClassImage, needs_reg_images
 from library.training.run import BaseModel, Run
 from library.training.runtime import start_runtime
@@ -58,11 +59,10 @@ def make_reg_images(run: Run) -> None:
     with accelerator.main_process_first():  # all of them know by now what is missing; nobody looks any more
         base = fetch_base_model(run.base)
     log.info("loading %s", base.identity.name)
-    text = replace(run.options.text, no_token_padding=False)  # the base model knows padded prompts
     maker = _Maker(
         load_for_inference(base, accelerator.device, dtype_of(precision)),
-        PromptReader.of(base.identity.family, text),
-        NoiseSchedule(NUM_TRAIN_TIMESTEPS, BETA_START, BETA_END, base.prediction_type),
+        PromptReader.of(base.identity.family, run.options.text),
+        noise_schedule(base.prediction_type),
         options,
     )
     try:
@@ -101,7 +101,7 @@ class _Maker:
 
     def __call__(self, image: ClassImage) -> None:
         options = self.options
-        request = PictureRequest(
+        request = SamplePrompt(
             prompt=image.prompt,
             size=image.size,
             seed=image.seed,
@@ -117,7 +117,7 @@ class _Maker:
             raise UserError.of(what, FLAG, "make room or mend the rights; the next start goes on from here") from None
 
 
-def texts_of(request: PictureRequest) -> dict[str, str]:
+def texts_of(request: SamplePrompt) -> dict[str, str]:
     """What a generated picture says of itself."""
     return {
         "prompt": request.prompt,

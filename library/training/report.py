@@ -7,20 +7,25 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from library.core.atomic_io import size_on_disk
+from library.checkpoint.naming import state_folder, step_stem
 from library.core.device import peak_memory_mib
 from library.core.errors import printable
+from library.core.memory import peak_process_mib
 from library.core.wording import some_of
 from library.data.planner import Planner
 from library.data.report.caption_lengths import longest_captions
 from library.data.report.start_report import describe_dataset
 from library.data.views import Drawing, Views
 from library.methods.base import TEXT_ENCODER
+from library.options.logs import TENSORBOARD
 from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
+from library.training.checks.keeping import save_moments
+from library.training.checks.resume import LATEST
 from library.training.progress import RunPlan
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
+from library.training.tracker_settings import active_trackers
 from library.training.trainer import Trainer
 
 _NAMES_TOLD = 3
@@ -34,7 +39,7 @@ def start_report(
     groups: Sequence[Mapping[str, Any]],
     accelerator: Accelerator,
 ) -> list[str]:
-    """Pictures, buckets, steps, what trains at which rate, where files go."""
+    """Pictures, buckets, steps, what trains at which rate, where files go and when, how to stop."""
     lines = [*run.description.notes, *describe_dataset(run.index, run.placements, planner)]
     lines += _long_caption_lines(run, tokenizer) + _bracket_lines(run)
     lines += [*_model_lines(run), _text_line(run)]
@@ -55,17 +60,65 @@ def start_report(
     tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
     average = f", running average {run.files.average}" if run.files.average else ""
     lines.append(f"writes: {run.files.result}{average}, log {run.files.log}{tensorboard}")
+    lines += _keeping_lines(run, plan)
     return [printable(line) for line in lines]
 
 
 def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
-    """What was made, how fast, and what to do with it."""
-    written = [path for path in (run.files.result, run.files.average) if path is not None]
-    lines = [f"saved {path} ({size_on_disk(path) / 1e6:.1f} MB)" for path in written]
-    speed = f"{trainer.progress.step} updates in {seconds:.0f} s"
-    peak = peak_memory_mib(trainer.accelerator.device)
-    lines.append(speed if peak is None else f"{speed}, at most {peak:.0f} MiB on the card")
-    lines.append(f"next: {_next_step(run)}")
+    """What was saved where, how fast it went, and what to do now.
+
+    Args:
+        seconds: since the models began to load.
+    """
+    step = trainer.progress.step
+    has_ended = step >= trainer.plan.total_updates
+    lines = [*trainer.keeper.told(), _speed_line(run, trainer, seconds), _log_line(run)]
+    lines.append(f"next: {_next_step(run)}" if has_ended else _way_on(run, step))
+    return [printable(line) for line in lines]
+
+
+def _speed_line(run: Run, trainer: Trainer, seconds: float) -> str:
+    updates = trainer.progress.step - (run.resume.step if run.resume is not None else 0)
+    line = f"{updates} updates in {seconds:.0f} s with loading, {updates / max(seconds, 1e-9):.2f} a second"
+    peaks = {"the card": peak_memory_mib(trainer.accelerator.device), "main memory": peak_process_mib()}
+    return line + "".join(f"; {place}: at most {peak:.0f} MiB" for place, peak in peaks.items() if peak is not None)
+
+
+def _log_line(run: Run) -> str:
+    logs = run.options.logs
+    if TENSORBOARD not in active_trackers(logs):
+        return f"log: {run.files.log}"
+    return f"log: {run.files.log}; curves: tensorboard --logdir={logs.logging_dir}, then http://localhost:6006/"
+
+
+def _way_on(run: Run, step: int) -> str:
+    """How a run that was stopped is taken up again."""
+    state = state_folder(run.files.folder, step_stem(run.files.name, step))
+    if not state.is_dir():
+        return f"{state} could not be written, so the run cannot go on from here"
+    given = run.options.keeping.resume
+    if given is None:
+        return "to go on: the same command with --resume latest"
+    if run.options.upload.resume_from_huggingface:
+        return f"to go on: the same command without --resume_from_huggingface, and --resume latest instead of {given}"
+    return "to go on: the same command" + ("" if given == LATEST else f" with --resume latest instead of {given}")
+
+
+def _keeping_lines(run: Run, plan: RunPlan) -> list[str]:
+    """When the run saves, what it uploads, and how to stop it."""
+    keeping = run.options.keeping
+    moments = save_moments(keeping, plan.epochs)
+    every = ((moments.every_epochs, "epochs"), (moments.every_steps, "updates"))
+    times = [f"every {number} {unit}" for number, unit in every if number is not None]
+    with_state = ", with a state to resume from"
+    at_end = with_state if keeping.save_state or keeping.save_state_on_train_end else ""
+    on_way = with_state if times and keeping.save_state else ""
+    lines = [f"saves: {''.join(f'{time}{on_way}; ' for time in times)}at the end{at_end}"]
+    if run.upload is not None:
+        when = "in the background" if run.upload.in_background else "at the end"
+        what = "files and states" if run.upload.with_states else "files"
+        lines.append(f"uploads: {what}, {when}, to {run.upload.repo_id}")
+    lines.append(f"to stop: Ctrl-C, or a file named stop in {run.files.folder}; the update is finished and saved")
     return lines
 
 

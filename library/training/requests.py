@@ -7,7 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+
+from library.core.log import get_logger
+from library.training.request_files import RequestFiles
+from library.training.request_signals import SAVE, STOP, SignalRequests
+
+log = get_logger(__name__)
+
+SAMPLE = "sample"
+_KINDS = (STOP, SAVE, SAMPLE)
+FILES = {"stop": STOP, "save now": SAVE, "sample now": SAMPLE}
+_SHOWN = {STOP: "to save and stop", SAVE: "for a save", SAMPLE: "for sample pictures"}
 
 
 @dataclass(frozen=True)
@@ -17,6 +29,9 @@ class Requests:
     stop: bool = False
     save: bool = False
     sample: bool = False
+
+
+_NOTHING = Requests()
 
 
 class RequestWatch:
@@ -29,15 +44,45 @@ class RequestWatch:
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, save_on_signal: bool) -> None:
-        self._folder = folder
         self._accelerator = accelerator
-        self._save_on_signal = save_on_signal
+        self._is_main, self._is_one_of_several = accelerator.is_main_process, accelerator.num_processes > 1
+        self._folder = folder
+        self._signals = SignalRequests(save_on_signal, speaks=self._is_main)
+        self._files = RequestFiles(folder, FILES)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, signals are requests; afterwards they do what they did before."""
-        yield
+        """Inside, signals are requests; afterwards they do what they did before.
+
+        Files that were there before are removed and not obeyed.
+        """
+        if self._is_main:
+            self._files.remove_left_overs()
+        with self._signals.heard() as are_heard:
+            if not are_heard:
+                log.info("no signals reach this thread: to save and stop, put a file named stop into %s", self._folder)
+            yield
 
     def look(self) -> Requests:
         """What was asked for since the last call; called by all processes after each update."""
-        return Requests()
+        asked = self._signals.take()
+        if self._is_main:
+            asked |= self._asked_by_files()
+        if self._is_one_of_several:
+            asked = self._asked_of_any(asked)
+        return Requests(STOP in asked, SAVE in asked, SAMPLE in asked) if asked else _NOTHING
+
+    def _asked_by_files(self) -> set[str]:
+        asked = self._files.look()
+        for kind in sorted(asked):
+            log.info("a file in the output folder asks %s", _SHOWN[kind])
+        return asked
+
+    def _asked_of_any(self, asked: set[str]) -> set[str]:
+        """What any of the processes was asked for."""
+        mine = torch.tensor([float(kind in asked) for kind in _KINDS], device=self._accelerator.device)
+        counts = self._accelerator.reduce(mine, reduction="sum").tolist()
+        of_any = {kind for kind, count in zip(_KINDS, counts, strict=True) if count > 0}
+        for kind in sorted(of_any - asked):
+            log.info("another process is asked %s", _SHOWN[kind])
+        return of_any

@@ -1,23 +1,26 @@
-"""Losses and rates as they are logged: JSONL always, TensorBoard when asked.
+"""Losses and rates as they are logged: JSONL always, trackers when asked.
 
 Numbers stay on the device until a drain, so that logging never makes the loop wait for the device at every step.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from library.core.log import get_logger
 from library.optim.optimizers import rates_in_force
+from library.training.row_file import PEAK_MEMORY, SPEED, RowFile
+from library.training.tracker import Tracker
+
+log = get_logger(__name__)
 
 DRAIN_EVERY = 10  # updates; the first ones drain singly, so that something is seen at once
 _TAG_OF_COMPONENT = {"text_encoder": "textencoder"}  # the tags dashboards know: lr/unet, lr/textencoder
@@ -26,25 +29,49 @@ Number = float | torch.Tensor
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    epoch: int
+    numbers: Mapping[str, Number]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    step: int
+    tag: str
+    pixels: NDArray[np.uint8]
+
+
 class ScalarLog:
     """Collects the numbers of each update and writes them in order.
 
     Args:
-        jsonl: file of the JSONL log, or None on processes that do not write.
-        tensorboard: folder of the TensorBoard events, or None.
+        rows: the JSONL log, or None on processes that do not write.
+        trackers: they get the same numbers under the same tags, and pictures; none on processes that do not write.
         updates_per_epoch: the moving average of the loss covers as many updates.
         reduce: mean over processes of a tensor; called by all of them at the same updates.
+        peak_memory: largest memory so far in MiB, or None where it is not known.
     """
 
-    def __init__(self, jsonl: Path | None, tensorboard: Path | None, updates_per_epoch: int, reduce: Reduce) -> None:
-        self._file: IO[str] | None = _open(jsonl) if jsonl is not None else None
-        self._writer = _tensorboard_writer(tensorboard) if tensorboard is not None else None
+    def __init__(
+        self,
+        rows: RowFile | None,
+        trackers: Sequence[Tracker],
+        updates_per_epoch: int,
+        reduce: Reduce,
+        peak_memory: Callable[[], float | None],
+    ) -> None:
+        self._rows = rows
+        self._trackers = list(trackers)
         self._recent: deque[float] = deque(maxlen=updates_per_epoch)
         self._reduce = reduce
-        self._waiting: list[tuple[int, int, dict[str, Number]]] = []
+        self._peak_memory = peak_memory
+        self._waiting: list[_Row | _Picture] = []
         self._losses: list[torch.Tensor] = []
-        self._last_drain = time.perf_counter()
-        self._epoch_losses: list[float] = []
+        self._epoch_sum, self._epoch_count = 0.0, 0
+        self._last_step = 0
+        self._since = self._last_record = time.perf_counter()
         self.first_loss: float | None = None
 
     @property
@@ -57,70 +84,124 @@ class ScalarLog:
 
         The loss is averaged over the processes; the other numbers are the same in all of them.
         """
-        self._waiting.append((step, epoch, dict(numbers)))
+        self._waiting.append(_Row(step, epoch, dict(numbers)))
         self._losses.append(loss.detach().float())
+        self._last_record = time.perf_counter()
         if step <= DRAIN_EVERY or step % DRAIN_EVERY == 0:
             self.drain()
             return True
         return False
 
     def drain(self) -> None:
-        """Reads the waiting numbers from the device and writes them."""
-        if not self._waiting:
+        """Reads the waiting numbers from the device and writes them. All processes do it together."""
+        if not self._losses:
             return
-        losses = self._reduce(torch.stack(self._losses)).tolist()
-        rows = _read_together([numbers for _, _, numbers in self._waiting])
-        now = time.perf_counter()
-        speed = len(self._waiting) / max(now - self._last_drain, 1e-9)
-        for (step, epoch, _), known, loss in zip(self._waiting, rows, losses, strict=True):
-            self._recent.append(loss)
-            self._epoch_losses.append(loss)
-            self.first_loss = loss if self.first_loss is None else self.first_loss
-            row = {"loss/current": loss, "loss/average": self.average_loss, **known, "speed": speed}
-            self._write({"step": step, "epoch": epoch, **row})
+        losses = iter(self._reduce(torch.stack(self._losses)).tolist())
+        waiting = [entry for entry in self._waiting if isinstance(entry, _Row)]
+        known = iter(_read_together([row.numbers for row in waiting]))
+        # to the last update, not to now: a save or a validation may have come since
+        speed = len(waiting) / max(self._last_record - self._since, 1e-9)
+        memory = self._peak_memory()
+        shared = {SPEED: speed} | ({} if memory is None else {PEAK_MEMORY: round(memory, 1)})
+        for entry in self._waiting:
+            if isinstance(entry, _Picture):
+                self._show(entry)
+                continue
+            self._count(loss := next(losses))
+            numbers = {"loss/current": loss, "loss/average": self.average_loss or 0.0, **next(known), **shared}
+            self._write(entry.step, entry.epoch, numbers, {"epoch": float(entry.epoch), **numbers})
         self._waiting.clear()
         self._losses.clear()
-        self._last_drain = now
         self._flush()
 
     def write(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Writes numbers that come now and then, at once; what waits goes before them."""
+        """Writes numbers that come now and then, at once; what waits goes before them. All processes do it together."""
         self.drain()
-        self._write({"step": step, "epoch": epoch, **numbers})
+        self._write(step, epoch, numbers, numbers)
         self._flush()
 
     def picture(self, step: int, epoch: int, tag: str, pixels: NDArray[np.uint8]) -> None:
-        """Hands a picture (H, W, 3), sRGB, to the trackers that show pictures."""
+        """Hands a picture (H, W, 3), sRGB, to the trackers. It follows the rows that wait, so one process may do it."""
+        if not self._trackers:
+            return
+        shown = _Picture(step, tag, pixels)
+        if self._losses:
+            self._waiting.append(shown)
+        else:
+            self._show(shown)
+            self._since = time.perf_counter()
 
     def end_epoch(self, step: int, epoch: int) -> None:
-        """Writes the mean loss of the epoch (counted from 1)."""
+        """Writes the mean loss of the epoch (counted from 1). All processes do it together."""
         self.drain()
-        if self._epoch_losses:
-            self._write(
-                {"step": step, "epoch": epoch, "loss/epoch_average": sum(self._epoch_losses) / len(self._epoch_losses)}
-            )
-            self._epoch_losses.clear()
-            self._flush()
+        if self._epoch_count:
+            self.write(step, epoch, {"loss/epoch_average": self._epoch_sum / self._epoch_count})
+            self._epoch_sum, self._epoch_count = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with averages, rows and trackers as if it had never stopped.
+
+        What waits is drained, so all processes call it together, or `drain` before. Rows are on the disk then.
+        """
+        self.drain()
+        self._each(lambda tracker: tracker.flush())
+        return {
+            "recent": torch.tensor(list(self._recent), dtype=torch.float32),  # as which losses are computed
+            "epoch_sum": self._epoch_sum,
+            "epoch_count": self._epoch_count,
+            "first_loss": self.first_loss,
+            "last_step": self._last_step,
+            "rows": self._rows.state_dict() if self._rows is not None else None,
+            "trackers": {tracker.name: tracker.state_dict() for tracker in self._trackers},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state, in the same files; called before anything is recorded."""
+        self._recent.extend(state["recent"].tolist())
+        self._epoch_sum, self._epoch_count = state["epoch_sum"], state["epoch_count"]
+        self.first_loss, self._last_step = state["first_loss"], state["last_step"]
+        if self._rows is not None and state["rows"] is not None:
+            self._rows.load_state_dict(state["rows"])
+        for tracker in self._trackers:
+            if tracker.name in state["trackers"]:
+                tracker.load_state_dict(state["trackers"][tracker.name], self._last_step)
+        self._since = time.perf_counter()
 
     def close(self) -> None:
         """Closes the files. What waits is lost unless it was drained before, which all processes must do together."""
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._rows is not None:
+            self._rows.close()
+        self._each(lambda tracker: tracker.close())
 
-    def _write(self, row: dict[str, Any]) -> None:
-        if self._file is not None:
-            finite = {tag: value if math.isfinite(value) else None for tag, value in row.items()}
-            self._file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON knows no NaN
-        if self._writer is not None:
-            for tag, value in row.items():
-                if tag not in ("step", "epoch"):
-                    self._writer.add_scalar(tag, value, row["step"])
+    def _count(self, loss: float) -> None:
+        self._recent.append(loss)
+        self._epoch_sum, self._epoch_count = self._epoch_sum + loss, self._epoch_count + 1
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+
+    def _write(self, step: int, epoch: int, numbers: Mapping[str, float], shown: Mapping[str, float]) -> None:
+        self._last_step = step
+        if self._rows is not None:
+            self._rows.add({"step": step, "epoch": epoch, **numbers})
+        self._each(lambda tracker: tracker.numbers(step, shown))
+
+    def _show(self, shown: _Picture) -> None:
+        self._each(lambda tracker: tracker.picture(shown.step, shown.tag, shown.pixels))
 
     def _flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
+        if self._rows is not None:
+            self._rows.flush()
+        self._since = time.perf_counter()
+
+    def _each(self, act: Callable[[Tracker], None]) -> None:
+        """Does something with every tracker; one that fails is left out from then on."""
+        for tracker in tuple(self._trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever a package of others raises, the training is worth more
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                told = "%s cannot be logged to any more, training goes on and the JSONL log has everything: %s"
+                log.warning(told, tracker.name, reason)
+                self._trackers.remove(tracker)
 
 
 def _read_together(rows: Sequence[Mapping[str, Number]]) -> list[dict[str, float]]:
@@ -153,14 +234,3 @@ def rate_scalars(optimizer: torch.optim.Optimizer, resting: Collection[str] = ()
 def _component(group: Mapping[str, Any]) -> str:
     name = group["name"]
     return _TAG_OF_COMPONENT.get(name, name)
-
-
-def _open(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8", newline="\n")
-
-
-def _tensorboard_writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted with --logging_dir
-
-    return SummaryWriter(str(folder))

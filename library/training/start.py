@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from library.core.errors import once_begun
 from library.options.parse import OptionValues
 from library.training.reg_images import needs_reg_images
 from library.training.run import Run
@@ -33,4 +34,5 @@ def start(check: Callable[[OptionValues], Run], options: OptionValues) -> None:
         run = check(options)
     from library.training.assemble import train
 
-    train(run)
+    with once_begun():
+        train(run)

@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from library.core.device import peak_memory_mib
+from library.core.memory import peak_process_mib
+from library.core.secrets import taken_secret
+from library.core.sizes import Size, Span
+from library.options.base import OptionGroup
+from library.options.logs import KEY_PLACES, TENSORBOARD, WANDB
+from library.options.write import options_as_dict
 from library.training.methods import tracker_name
 from library.training.progress import RunPlan
+from library.training.row_file import RowFile
 from library.training.run import Run
 from library.training.scalars import ScalarLog
+from library.training.tracker import Tracker
+from library.training.tracker_settings import KEY_FLAG, active_trackers, read_tracker_settings
+from library.training.tracker_tensorboard import TensorBoardTracker
+from library.training.tracker_wandb import WandbTracker
+
+Scalar = bool | int | float | str
 
 
 def open_log(run: Run, plan: RunPlan, accelerator: Accelerator) -> ScalarLog:
+    """The log of a run; on processes other than the main one it writes nothing, and keeps in step.
+
+    Raises:
+        UserError: `--log_tracker_config` was changed since it was checked.
+    """
+
     def mean(values: torch.Tensor) -> torch.Tensor:
         return accelerator.reduce(values, reduction="mean")
 
+    def peak_memory() -> float | None:
+        return peak_memory_mib(accelerator.device) or peak_process_mib()
+
     if not accelerator.is_main_process:
-        return ScalarLog(None, None, plan.updates_per_epoch, mean)
-    return ScalarLog(run.files.log, _tensorboard_folder(run), plan.updates_per_epoch, mean)
+        return ScalarLog(None, (), plan.updates_per_epoch, mean, peak_memory)
+    rows = RowFile(run.files.log, run.options.output.overwrite)
+    return ScalarLog(rows, _trackers(run), plan.updates_per_epoch, mean, peak_memory)
 
 
-def _tensorboard_folder(run: Run) -> Path | None:
-    if run.options.logs.logging_dir is None:
-        return None
-    stamp = datetime.now().strftime("%Y%m%d%H%M%S")
-    return Path(run.options.logs.logging_dir) / f"{run.options.logs.log_prefix or ''}{stamp}" / tracker_name(run)
+def _trackers(run: Run) -> list[Tracker]:
+    options = run.options.logs
+    settings, config = read_tracker_settings(options), tracker_config(run)
+    project = options.log_tracker_name or tracker_name(run)
+    trackers: list[Tracker] = []
+    if TENSORBOARD in active_trackers(options):
+        root = Path(str(options.logging_dir))
+        trackers.append(TensorBoardTracker(root, options.log_prefix or "", project, config, settings.tensorboard))
+    if WANDB in active_trackers(options):
+        folder = Path(options.logging_dir) if options.logging_dir is not None else run.files.folder
+        name = {} if options.wandb_run_name is None else {"name": options.wandb_run_name}
+        key = taken_secret(options.wandb_api_key, KEY_FLAG, KEY_PLACES)
+        trackers.append(WandbTracker(folder, project, config, {**settings.wandb, **name}, key))
+    return trackers
+
+
+def tracker_config(run: Run) -> dict[str, Scalar]:
+    """The options in force, as trackers show them: no secrets, and of files and folders the bare names."""
+    groups = [group for group in vars(run.options).values() if isinstance(group, OptionGroup)]
+    found: dict[str, Any] = dict(run.options.record)  # those of the script's own kind of run
+    for group in groups:
+        found |= options_as_dict(group)
+    return {name: _shown(value) for name, value in found.items() if value is not None}
+
+
+def _shown(value: Any) -> Scalar:
+    """A plain number, or text: TensorBoard takes no lists."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple, Size, Span)):
+        return ", ".join(str(_shown(part)) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_shown(part)}" for name, part in value.items())
+    word, text = re.fullmatch(r"(\w+=)?(.*)", str(value), re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    return word + re.split(r"[/\\]", text.rstrip("/\\"))[-1]  # no folders before a name

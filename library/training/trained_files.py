@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,25 @@ import torch
 from library.checkpoint.metadata import BaseModelFacts, RunFacts, average_values
 from library.checkpoint.naming import average_file
 from library.core.clock import now
-from library.core.errors import Problems
+from library.core.errors import Problem
 from library.methods.base import Method
+from library.models.forms import is_single_file, yaml_beside
 from library.optim.optimizers import eval_mode, optimizer_name, rates_told, train_mode
 from library.training.ema import Ema
 from library.training.facts import saved_metadata
 from library.training.guards import refuse_non_finite
 from library.training.progress import Moment, RunPlan
-from library.training.run import Run
+from library.training.run import FullModelRun, Run
+from library.training.save_failures import SAVE_FAILURES, save_problems
 from library.training.session import Session
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a save: what has its final name now, and what went wrong."""
+
+    paths: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,35 +52,53 @@ class TrainedFiles:
     base: Future[BaseModelFacts]
     session: Session
 
-    def write(self, path: Path, moment: Moment) -> list[Path]:
-        """Writes under this name; weights that are not finite are never written. Returns what was written.
-
-        The weights are, bit by bit, what they were before.
+    def refuse_non_finite(self) -> None:
+        """Called before `write`, by all processes: they have the same weights.
 
         Raises:
-            UserError: weights are not finite; or a number does not fit the format asked for, then they were saved in
-                float32 instead.
-            OSError: a file could not be written.
+            UserError: weights are not finite.
         """
+        refuse_non_finite(self.optimizer.param_groups)
+
+    def smallest_size(self) -> int:
+        """Bytes of the trained weights alone as `write` writes them, the average included; files have more."""
+        numbers = sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])
+        return numbers * self.dtype.itemsize * (1 if self.ema is None else 2)
+
+    def write(self, path: Path, moment: Moment) -> Written:
+        """Writes under this name, and the average beside it; a failure of one does not keep the other from being
+        written. The weights are, bit by bit, what they were before."""
         eval_mode(self.optimizer)
         try:
             return self._write(path, moment)
         finally:
             train_mode(self.optimizer)
 
-    def _write(self, path: Path, moment: Moment) -> list[Path]:
-        refuse_non_finite(self.optimizer.param_groups)
-        metadata, problems = self._metadata(path, moment), Problems()
-        problems.attempt(lambda: self.method.save(path, self.dtype, metadata))
-        written = [path]
+    def _write(self, path: Path, moment: Moment) -> Written:
+        metadata, written = self._metadata(path, moment), Written()
+        self._attempt(path, metadata, written)
         if self.ema is not None:
             average = average_file(path)
             told = metadata | average_values(average.stem, self.run.options.validation.ema_decay)
             with self.ema.swapped():
-                problems.attempt(lambda: self.method.save(average, self.dtype, told))
-            written.append(average)
-        problems.raise_if_any()
+                self._attempt(average, told, written)
         return written
+
+    def _attempt(self, path: Path, metadata: dict[str, str], written: Written) -> None:
+        """Writes one file, or the folder of a model."""
+        before = _identity(path)
+        try:
+            self.method.save(path, self.dtype, metadata)
+        except SAVE_FAILURES as error:
+            written.problems.extend(save_problems(error, path))
+        if _identity(path) not in (None, before):  # where a number did not fit, float32 was written all the same
+            written.paths.extend([path, *self._beside(path)])
+
+    def _beside(self, path: Path) -> list[Path]:
+        """The configuration that a whole model in one file may need; one that stands there is of this save."""
+        if not isinstance(self.run, FullModelRun) or not is_single_file(self.run.form):
+            return []
+        return [yaml for yaml in (yaml_beside(path),) if yaml.is_file()]
 
     def _metadata(self, path: Path, moment: Moment) -> dict[str, str]:
         facts = RunFacts(
@@ -85,3 +113,12 @@ class TrainedFiles:
             step=moment.step,
         )
         return saved_metadata(self.run, self.plan, self.base.result(), facts, path)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Another one once the file or folder has been replaced; None where nothing is there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -44,7 +44,7 @@ class Trainer:
         batches: batches of this process, continuous over epochs, ending with the run.
         encode_latents: (pixels, noise of the draw, names) to unscaled latents, for batches without cached latents.
         validation: measures the loss on held-out pictures; None where there are none.
-        previews: makes sample pictures; None where none are asked for.
+        previews: makes sample pictures.
         plan: length of the run.
         state: all that changes while it trains: optimizer, schedule, average, log, progress, …
         requests: what people ask for while it runs.
@@ -62,11 +62,11 @@ class Trainer:
     state: TrainingState
     requests: RequestWatch
     keeper: Keeper
+    previews: Previews
     max_grad_norm: float = math.inf
     seed: int = 0
     fused: FusedBackward | None = None
     validation: Validation | None = None
-    previews: Previews | None = None
 
     def __post_init__(self) -> None:
         state = self.state
@@ -74,14 +74,17 @@ class Trainer:
         self.log, self.watch, self.progress = state.log, state.watch, state.progress
 
     def run(self) -> bool:
-        """Trains to the end of the plan, or until somebody asks to stop; whether the end was reached."""
+        """Trains to the end of the plan, or until somebody asks to stop; whether the end was reached.
+
+        Called while `requests` watches.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         loss = torch.zeros((), device=self.accelerator.device)
         names: list[str] = []
         goes_on = True
         train_mode(self.optimizer)
         self._preview_at_first()
-        with self.requests.watched(), self._bar() as bar:
+        with self._bar() as bar:
             self.method.start_epoch()
             for batch in self.batches:
                 if batch.epoch != self.progress.epoch:
@@ -159,6 +162,8 @@ class Trainer:
             for parameter in parameters:
                 parameter.grad = None  # what zero_grad does; Accelerate's own looks up its signature at every call
         numbers = {**rate_scalars(self.optimizer, resting), "grad_norm": grad_norm}
+        if self.accelerator.scaler is not None:
+            numbers["skipped_updates"] = float(was_skipped)
         if not was_skipped:
             numbers |= self.method.after_update()
             if self.ema is not None:
@@ -183,8 +188,8 @@ class Trainer:
             self.log.end_epoch(moment.step, moment.epoch)
         if self.validation is not None and self.validation.due(moment):
             self._validate(self.validation, moment)
-        if self.previews is not None and self.previews.due(moment, asked):
-            self._preview(self.previews, moment)
+        if self.previews.due(moment, asked):
+            self._preview(moment)
         self.keeper.keep(moment, asked)
         return not asked.stop or moment.is_last
 
@@ -200,11 +205,11 @@ class Trainer:
 
     def _preview_at_first(self) -> None:
         moment = Moment(self.progress.step, self.progress.epoch + 1)
-        if moment.step == 0 and self.previews is not None and self.previews.due(moment, Requests()):
-            self._preview(self.previews, moment)
+        if moment.step == 0 and self.previews.due(moment, Requests()):
+            self._preview(moment)
 
-    def _preview(self, previews: Previews, moment: Moment) -> None:
+    def _preview(self, moment: Moment) -> None:
         """Sample pictures of the weights as they would be saved; the training does not notice."""
         eval_mode(self.optimizer)
-        previews.make(moment, self.log)
+        self.previews.make(moment, self.log)
         train_mode(self.optimizer)

@@ -7,20 +7,111 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from library.training.run import Run
+from library.checkpoint.hub_client import Hub, Repository, address_of, found_token
+from library.checkpoint.hub_uploads import PATIENCE, UploadWorker
+from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
+from library.core.log import get_logger
+from library.models.forms import yaml_beside
+from library.training.checks.uploads import UploadTarget, given_token
+from library.training.run import FullModelRun, Run
+
+log = get_logger(__name__)
+
+LATER = "the next run of this name with --huggingface_repo_id makes them, or tools/upload_left_overs.py"
 
 
 class Uploads:
     """Takes what was saved; here where nothing is uploaded."""
 
     def add(self, paths: Sequence[Path], is_state: bool = False) -> None:
-        """Takes files and folders that are complete; returns at once."""
+        """Takes files and folders that are complete; returns at once, and they may be deleted."""
 
     def finish(self) -> list[str]:
         """Uploads what is left; returns a line for each thing that could not be uploaded."""
         return []
 
+    def told(self) -> list[str]:
+        """Lines for the end of the run: what was uploaded where, and what still waits."""
+        return []
+
+
+class HubUploads(Uploads):
+    """Uploads through a queue on disk, in the background or at the end.
+
+    Args:
+        with_yaml: whether the yaml of the same stem belongs to a single file (of a whole model it may).
+    """
+
+    def __init__(self, target: UploadTarget, queue: UploadQueue, worker: UploadWorker, with_yaml: bool) -> None:
+        self._target = target
+        self._repository = Repository(target.repo_id, target.repo_type)
+        self._queue = queue
+        self._worker = worker
+        self._with_yaml = with_yaml
+        self._not_queued: list[str] = []
+
+    def add(self, paths: Sequence[Path], is_state: bool = False) -> None:
+        """Takes files and folders that are complete; returns at once, and they may be deleted.
+
+        States are taken where they are asked for. What cannot be queued (a full disk) is told, here and at the end.
+        """
+        if is_state and not self._target.with_states:
+            return
+        for path in self._with_their_yaml(paths):
+            name = f"{self._target.folder}/{path.name}" if self._target.folder else path.name
+            try:
+                self._queue.add(path, UploadPlace(self._repository, self._target.is_public, name, is_state))
+            except OSError as error:
+                self._not_queued.append(f"{path.name} is not uploaded: it could not be queued: {error.strerror}")
+                log.error(self._not_queued[-1])
+        if self._target.in_background:
+            self._worker.wake()
+
+    def finish(self) -> list[str]:
+        """Uploads what is left, and goes on trying for some minutes; returns a line for each thing that is not there.
+
+        It stays in the queue, for the next start. Ctrl-C ends the waiting.
+        """
+        entries = self._queue.entries()
+        if entries:
+            mebibytes = sum(entry.size for entry in entries) >> 20
+            log.info(
+                "uploading %d files or folders, %d MiB; Ctrl-C leaves them to the next start", len(entries), mebibytes
+            )
+        left = self._worker.finish(PATIENCE)
+        lines = [
+            f"{entry.place.name} is not uploaded to {entry.place.repository.repo_id} ({left[entry.number]})"
+            for entry in self._queue.entries()
+            if entry.number in left
+        ]
+        return [*self._not_queued, *lines]
+
+    def told(self) -> list[str]:
+        """Lines for the end of the run: what was uploaded where, and what still waits."""
+        lines = []
+        if self._worker.uploaded:
+            lines.append(f"uploaded: {self._worker.uploaded} to {address_of(self._repository)}")
+        waiting = len(self._queue.entries())
+        if waiting:
+            lines.append(f"still to be uploaded: {waiting} in {self._queue.folder}; {LATER}")
+        return lines
+
+    def _with_their_yaml(self, paths: Sequence[Path]) -> list[Path]:
+        beside = [yaml_beside(path) for path in paths if self._with_yaml and path.is_file()]
+        return [*paths, *(path for path in beside if path.is_file() and path not in paths)]
+
 
 def make_uploads(run: Run, accelerator: Accelerator) -> Uploads:
-    """The uploads of a run."""
-    return Uploads()
+    """The uploads of a run; they begin with those that an earlier run of the same name left over."""
+    if not accelerator.is_main_process:
+        return Uploads()
+    queue = UploadQueue(queue_folder(run.files.folder, run.files.name))
+    waiting = len(queue.entries())
+    if run.upload is None:
+        if waiting:
+            log.warning("%d uploads of an earlier run wait in %s; %s", waiting, queue.folder, LATER)
+        return Uploads()
+    if waiting:
+        log.info("uploads: %d of an earlier run come first", waiting)
+    hub = Hub(given_token(run.options.upload) or found_token())
+    return HubUploads(run.upload, queue, UploadWorker(queue, hub), with_yaml=isinstance(run, FullModelRun))

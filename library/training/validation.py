@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from library.diffusion.objective import Captions, Objective
 from library.options.objective import ObjectiveOptions
 from library.options.validation import ValidationOptions, seed_of_validation
 from library.training.caching import worker_count
+from library.training.evaluation import evaluating
 from library.training.progress import Moment, Moments
 from library.training.run import Run
 
@@ -134,7 +134,7 @@ class Validation:
         own = -(-len(self.requests) // self.accelerator.num_processes)
         is_silent = not self.accelerator.is_main_process
         shown = tqdm(self.batches, desc="validation", total=own, unit="batch", leave=False, disable=is_silent)
-        with _evaluating(self.objective):
+        with evaluating(self.objective):
             for batch in shown:
                 losses[batch.number] = self._loss_of(batch, device)
         total: Tensor = self.accelerator.reduce(losses, reduction="sum")
@@ -168,15 +168,3 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
     """Moves a module's own tables; its parts are where the training has them."""
     for name, table in module.named_buffers(recurse=False):
         setattr(module, name, table.to(device))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout and the like; afterwards each part has its own mode again, which differs between parts."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, was_training in modes:
-            part.training = was_training

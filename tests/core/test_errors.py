@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from library.core.errors import Problems, UserError, run_script, suggest_name
+from library.core import errors
+from library.core.errors import (
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Problems,
+    Stopped,
+    UserError,
+    once_begun,
+    run_script,
+    suggest_name,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +50,52 @@ def test_success_interrupt_and_bugs_are_told_apart() -> None:
     assert run_script(interrupted) == 130
     with pytest.raises(ZeroDivisionError):
         run_script(bug)
+
+
+def broken() -> None:
+    raise UserError.of("is broken", "b.png", "replace it")
+
+
+def broken_on_the_way() -> None:
+    with once_begun():
+        broken()
+
+
+def stopped() -> None:
+    raise Stopped("stopped after update 3 of 5")
+
+
+def test_a_run_that_had_begun_is_not_told_to_mend_something_before(capsys: pytest.CaptureFixture[str]) -> None:
+    bullet = "\n  * b.png: is broken\n    -> replace it\n"
+    assert run_script(broken) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == f"1 problem to mend before anything can run:{bullet}"
+    assert run_script(broken_on_the_way) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == f"1 problem ended the run:{bullet}"
+
+
+def test_other_errors_pass_through_what_marks_mistakes() -> None:
+    with pytest.raises(ZeroDivisionError), once_begun():
+        raise ZeroDivisionError
+
+
+def test_a_stop_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(stopped) == EXIT_STOPPED == 75
+    assert capsys.readouterr().err == "stopped after update 3 of 5\n"
+
+
+@pytest.mark.parametrize("main", [broken, stopped])
+def test_of_several_processes_the_first_one_tells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, main: Callable[[], None]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run_script(main) in (EXIT_USER_ERROR, EXIT_STOPPED)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_guide_lists_the_exit_codes() -> None:
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    table = (ROOT / "docs" / "stopping.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0, *codes}
 
 
 def test_a_console_that_does_not_know_a_character_stops_nothing() -> None:

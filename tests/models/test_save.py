@@ -18,7 +18,6 @@ from transformers import CLIPTextModel
 from library.core.errors import UserError
 from library.core.tensor_files import with_hashes
 from library.models.extras import EXTRAS_FILE, ModelExtras
-from library.models.files.whole_folder import swap_folder
 from library.models.forms import SaveTarget, target_for
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
@@ -146,16 +145,6 @@ def test_a_failed_save_leaves_the_old_model(models_in_memory: dict[str, StableDi
     with pytest.raises(FileNotFoundError):
         save_diffusers(model, tmp_path / "model", {"no/such/folder.txt": "x"})
     assert (tmp_path / "model" / "tokenizer" / "merges.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "weights").write_text("old", encoding="utf-8")
-    with pytest.raises(OSError):
-        swap_folder(tmp_path / "never written", folder, tmp_path / "aside")
-    assert (folder / "weights").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

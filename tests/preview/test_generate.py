@@ -15,19 +15,21 @@ from torch import nn
 
 from library.core.errors import UserError
 from library.core.sizes import Size
+from library.diffusion.schedule import scaled_linear_alphas_cumprod
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
 from library.options.text import TextOptions
-from library.preview.generate import PictureRequest, PromptReader, generate, initial_noise
-from library.preview.samplers import NoiseSchedule, make_sampler
+from library.preview.generate import PromptReader, generate, initial_noise, noise_generator
+from library.preview.prompts import SamplePrompt
+from library.preview.samplers import NoiseSchedule
 from library.text.tokenizer import load_tokenizer
 
-REQUEST = PictureRequest("a cat by a window", Size(64, 48), seed=5, negative_prompt="blurry", steps=4, scale=6.0)
+REQUEST = SamplePrompt("a cat by a window", "blurry", Size(64, 48), seed=5, steps=4, scale=6.0)
 HALF_A_SHADE = 0.5 / 255 + 1e-4  # what rounding to bytes may change, and the last bits of other orders of sums
 
 
 def schedule_of(prediction_type: str = "epsilon") -> NoiseSchedule:
-    return NoiseSchedule(1000, 0.00085, 0.012, prediction_type)
+    return NoiseSchedule(tuple(scaled_linear_alphas_cumprod().tolist()), prediction_type)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def reader() -> PromptReader:
     return PromptReader.of("sd1", TextOptions())
 
 
-def by_diffusers(models: StableDiffusion, request: PictureRequest, **words: object) -> np.ndarray:
+def by_diffusers(models: StableDiffusion, request: SamplePrompt, **words: object) -> np.ndarray:
     """The picture as Diffusers makes it with the settings of the published models: (H, W, 3), 0 to 1."""
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -69,7 +71,7 @@ def by_diffusers(models: StableDiffusion, request: PictureRequest, **words: obje
         width=request.size.width,
         num_inference_steps=request.steps,
         guidance_scale=request.scale,
-        latents=initial_noise(request.seed, request.size),
+        generator=torch.Generator().manual_seed(request.seed),
         output_type="np",
     )
     return made.images[0]
@@ -97,10 +99,8 @@ def test_clip_skip_and_long_weighted_prompts_reach_the_unet(models: StableDiffus
     options = TextOptions(clip_skip=2, max_token_length=150, weighted_captions=True)
     long = replace(REQUEST, prompt="a (cat:1.4), " + "grass, " * 50 + "[rain]")
     reader = PromptReader.of("sd1", options)
-    states = {
-        name: reader.states(models.text_encoder, [text])
-        for name, text in (("prompt_embeds", long.prompt), ("negative_prompt_embeds", "blurry"))
-    }
+    together = reader.states(models.text_encoder, [long.prompt, "blurry"])
+    states = {"prompt_embeds": together[:1], "negative_prompt_embeds": together[1:]}
     assert states["prompt_embeds"].shape[1] == 152
     picture = generate(models, reader, schedule_of(), long)
     assert np.abs(picture / 255 - by_diffusers(models, long, **states)).max() < HALF_A_SHADE
@@ -143,12 +143,13 @@ def test_nothing_but_the_request_counts(models: StableDiffusion, reader: PromptR
         nn.Module.to(part, "cpu")
 
 
-def test_the_noise_is_standard_normal_and_named_by_the_seed() -> None:
-    noise = initial_noise(1, Size(1024, 512))
+def test_the_noise_is_that_of_torch_and_named_by_the_seed() -> None:
+    noise = initial_noise(noise_generator(1), Size(1024, 512))
     assert (noise.shape, noise.dtype) == ((1, 4, 64, 128), torch.float32)
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
-    assert torch.equal(noise, initial_noise(1, Size(1024, 512)))
-    assert not torch.equal(noise, initial_noise(2, Size(1024, 512)))
+    assert torch.equal(noise, initial_noise(noise_generator(1), Size(1024, 512)))
+    assert not torch.equal(noise, initial_noise(noise_generator(2), Size(1024, 512)))
+    assert torch.equal(noise, torch.randn(1, 4, 64, 128, generator=torch.Generator().manual_seed(1)))
 
 
 def test_half_precision_is_near_and_the_vae_stays_float(reader: PromptReader) -> None:
@@ -167,10 +168,3 @@ def test_numbers_that_are_none_are_told(reader: PromptReader) -> None:
     with pytest.raises(UserError, match="not finite") as error:
         generate(models, reader, schedule_of(), REQUEST)
     assert "a cat by a window" in str(error.value)
-
-
-def test_an_unknown_sampler_is_told_with_the_nearest_name() -> None:
-    assert type(make_sampler("DDIM", schedule_of())) is DDIMScheduler
-    with pytest.raises(UserError, match="there is no sampler 'ddin'") as error:
-        make_sampler("ddin", schedule_of())
-    assert "did you mean ddim" in str(error.value)

@@ -54,6 +54,48 @@ def learn(model: nn.Module, watch: GradientWatch, updates: int) -> None:
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("applies_at_once", [False, True])
+def test_a_resumed_watch_remembers_what_learned_before(applies_at_once: bool) -> None:
+    """The text encoder's only gradient was before the state; a fresh watch would refuse the part."""
+    model = TwoParts()
+    watch, resumed, fresh = model.watch(), model.watch(), model.watch()
+    watch.updates = resumed.updates = fresh.updates = 2
+    if applies_at_once:
+        watch.observe_idle([])
+    else:
+        learn(model, watch, 1)
+    resumed.load_state_dict(watch.state_dict())
+    resumed.observe_idle(["text_encoder"])
+    fresh.observe_idle(["text_encoder"])
+    with pytest.raises(UserError, match="text_encoder"):
+        fresh.observe_idle(["text_encoder"])
+
+
+def test_a_resumed_watch_counts_skipped_updates_on() -> None:
+    watch, resumed = TwoParts().watch(), TwoParts().watch()
+    for step in range(MOST_SKIPPED - 1):
+        watch.count_skipped(True, ["a.png"], step)
+    resumed.load_state_dict(watch.state_dict())
+    with pytest.raises(UserError, match="overflowed"):
+        resumed.count_skipped(True, ["a.png"], MOST_SKIPPED)
+
+
+def test_a_resumed_run_is_judged_by_the_weights_it_began_with() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    groups = [{"name": "unet", "params": [weight]}]
+    began = MovementWatch(groups)
+    with torch.no_grad():
+        weight.add_(1)
+    resumed = MovementWatch(groups)
+    with pytest.raises(UserError, match="unet"):
+        resumed.refuse_still()
+    resumed.load_state_dict(began.state_dict())
+    resumed.refuse_still()
+    resumed.begin_here()
+    with pytest.raises(UserError, match="unet"):
+        resumed.refuse_still()
+
+
 def test_parts_that_learn_pass() -> None:
     model = TwoParts()
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -280,7 +322,7 @@ def test_a_network_that_cannot_learn_stops_the_run_and_nothing_is_saved(
         run_here(tiny_models["sd1"], data, out, *third_party)
     (problem,) = caught.value.problems
     assert said in problem.what and "group1" not in problem.what
-    assert [path.name for path in out.iterdir() if path.suffix != ".jsonl"] == []
+    assert [path.name for path in out.glob("*") if path.suffix != ".jsonl"] == []
 
 
 @pytest.mark.parametrize("style", ["older", "newer"])

@@ -52,3 +52,22 @@ def test_control_characters_are_shown_as_codes(tmp_path: Path, tiny_models: dict
     lines = lines_of(tiny_models["sd1"], tmp_path)
     assert any(r"(15 tokens): a\x1b[2J\n\x9b.png" in line for line in lines)
     assert not any(set(line) & {"\x1b", "\n", "\x9b"} for line in lines)
+
+
+def test_saving_and_stopping_are_told(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    save_picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a dog", encoding="utf-8")
+
+    def told(*words: str) -> str:
+        (line,) = [line for line in lines_of(tiny_models["sd1"], tmp_path, *words) if line.startswith("saves: ")]
+        return line.removeprefix("saves: ")
+
+    assert told() == "at the end"
+    state = ", with a state to resume from"
+    assert told("--save_state") == told("--save_state_on_train_end") == f"at the end{state}"
+    words = ("--save_every_n_epochs", "2", "--save_every_n_steps", "3")
+    assert told(*words) == "every 2 epochs; every 3 updates; at the end"
+    assert told(*words, "--save_state") == f"every 2 epochs{state}; every 3 updates{state}; at the end{state}"
+    assert any(
+        line.startswith("to stop: Ctrl-C, or a file named stop in ") for line in lines_of(tiny_models["sd1"], tmp_path)
+    )

@@ -1,23 +1,40 @@
-"""The log of a run: every update in order, averages, TensorBoard, and no needless wait for the device."""
+"""The log of a run: every update in order, averages, going on after a resume, and no needless wait for the device."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from numpy.typing import NDArray
 
+from library.core.nested import put_together, take_apart
+from library.training.row_file import RowFile
 from library.training.scalars import ScalarLog
-from tests.training.runs import run_here
+from library.training.tracker import Tracker
+from tests.training.logs import listening, read_rows
 
 RATES = {"lr/textencoder": 1e-5, "lr/unet": 1e-4}
 DRAINS = [*range(1, 11), 20, 30]  # the updates up to 35 at which waiting numbers are read
-TAGS = ["loss/current", "loss/average", "lr/textencoder", "lr/unet", "grad_norm", "speed"]
+TAGS = ["loss/current", "loss/average", "lr/textencoder", "lr/unet", "grad_norm", "speed", "memory/peak_mib"]
+CHANGING = ("speed", "memory/peak_mib")  # from run to run
+
+
+def make_log(
+    path: Path | None,
+    updates_per_epoch: int = 4,
+    trackers: Sequence[Tracker] = (),
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    overwrite: bool = False,
+) -> ScalarLog:
+    rows = RowFile(path, overwrite) if path is not None else None
+    return ScalarLog(rows, trackers, updates_per_epoch, reduce or unreduced, peak_memory=lambda: 12.34)
 
 
 def unreduced(values: torch.Tensor) -> torch.Tensor:
@@ -33,25 +50,53 @@ def record(log: ScalarLog, step: int, device: str = "cpu", epoch: int = 1) -> bo
     return log.record(step, epoch, loss, {**RATES, "grad_norm": grad_norm})
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def steady(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What does not change from run to run."""
+    return [{tag: value for tag, value in row.items() if tag not in CHANGING} for row in rows]
 
 
-def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Step and value of every TensorBoard scalar, by tag."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+class Noting:
+    """A tracker that keeps what it is given, in order."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, str, Any]] = []
+        self.state: tuple[Mapping[str, Any], int] | None = None
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        self.given += [(step, tag, value) for tag, value in values.items()]
+
+    def picture(self, step: int, tag: str, pixels: NDArray[np.uint8]) -> None:
+        self.given.append((step, tag, pixels.shape))
+
+    def flush(self) -> None:
+        self.given.append((0, "flush", None))
+
+    def close(self) -> None:
+        self.given.append((0, "close", None))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"entries": len(self.given)}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        self.state = (state, step)
 
 
-def close_to(events: list[tuple[int, float]]) -> Any:
-    """The same steps and values; TensorBoard keeps float32."""
-    return [(step, pytest.approx(value, rel=1e-6)) for step, value in events]
+class Failing(Noting):
+    """One that stops working with update 3."""
+
+    name = "failing"
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        super().numbers(step, values)
+        if step == 3:
+            raise ConnectionError("gone\nfor ever")
 
 
 def test_every_update_is_a_row_in_order_with_the_mean_of_the_last_epoch_length(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "log.jsonl"
-    log = ScalarLog(path, None, updates_per_epoch=4, reduce=unreduced)
+    log = make_log(path)
     for step in range(1, 26):
         record(log, step)
     log.drain()  # five updates wait for the drain at step 30
@@ -66,13 +111,14 @@ def test_every_update_is_a_row_in_order_with_the_mean_of_the_last_epoch_length(t
         assert row["loss/average"] == pytest.approx(sum(window) / len(window), rel=1e-6)
         assert (row["grad_norm"], row["lr/textencoder"], row["lr/unet"], row["epoch"]) == (step, 1e-5, 1e-4, 1)
         assert row["speed"] > 0
+        assert row["memory/peak_mib"] == 12.3
     assert log.first_loss == rows[0]["loss/current"]
     assert log.average_loss == rows[-1]["loss/average"]
 
 
 def test_the_epoch_average_covers_each_epoch_by_itself_and_follows_its_last_update(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = ScalarLog(path, None, updates_per_epoch=12, reduce=unreduced)
+    log = make_log(path, updates_per_epoch=12)
     for epoch, steps in ((1, range(1, 13)), (2, range(13, 16))):
         for step in steps:
             record(log, step, epoch=epoch)
@@ -91,7 +137,7 @@ def test_the_epoch_average_covers_each_epoch_by_itself_and_follows_its_last_upda
 
 def test_nothing_is_read_between_drains(tmp_path: Path) -> None:
     """Tensors of the meta device have no values: whoever reads one fails."""
-    log = ScalarLog(tmp_path / "log.jsonl", None, updates_per_epoch=4, reduce=unreduced)
+    log = make_log(tmp_path / "log.jsonl")
     assert [step for step in range(1, 36) if record(log, step)] == DRAINS
     log.drain()
     for step in range(36, 40):
@@ -102,7 +148,7 @@ def test_nothing_is_read_between_drains(tmp_path: Path) -> None:
 
 def test_rows_are_on_disk_after_each_drain(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = ScalarLog(path, None, updates_per_epoch=4, reduce=unreduced)
+    log = make_log(path)
     record(log, 1)
     assert len(read_rows(path)) == 1
     log.close()
@@ -119,8 +165,8 @@ def test_all_processes_reduce_at_the_same_updates_and_the_mean_is_written(tmp_pa
         return reduce
 
     main_shapes, other_shapes = list[tuple[int, ...]](), list[tuple[int, ...]]()
-    main = ScalarLog(tmp_path / "log.jsonl", None, 4, noting(main_shapes))
-    other = ScalarLog(None, None, 4, noting(other_shapes))
+    main = make_log(tmp_path / "log.jsonl", reduce=noting(main_shapes))
+    other = make_log(None, reduce=noting(other_shapes))
     for log in (main, other):
         for step in range(1, 36):
             record(log, step)
@@ -134,40 +180,200 @@ def test_all_processes_reduce_at_the_same_updates_and_the_mean_is_written(tmp_pa
     assert losses == pytest.approx([loss_of(step) / 2 for step in range(1, 36)])
 
 
-def test_tensorboard_shows_what_the_jsonl_log_says(tmp_path: Path) -> None:
-    log = ScalarLog(tmp_path / "log.jsonl", tmp_path / "events", updates_per_epoch=6, reduce=unreduced)
-    for step in range(1, 13):
-        record(log, step, epoch=(step - 1) // 6 + 1)
-        if step % 6 == 0:
-            log.end_epoch(step, step // 6)
+def run_updates(log: ScalarLog, first: int, last: int, epoch_length: int = 4) -> None:
+    """Updates with all that a run writes between them, from first to last."""
+    for step in range(first, last + 1):
+        epoch = (step - 1) // epoch_length + 1
+        record(log, step, epoch=epoch)
+        if step % epoch_length == 0:
+            log.end_epoch(step, epoch)
+        if step % 5 == 0:
+            log.write(step, epoch, {"loss/validation": step / 7})
+
+
+def test_trackers_get_the_rows_with_the_epoch_and_pictures_in_their_place(tmp_path: Path) -> None:
+    tracker = Noting()
+    log = make_log(tmp_path / "log.jsonl", trackers=[tracker])
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    log.picture(0, 1, "sample/01", pixels)  # before the first update
+    run_updates(log, 1, 13)
+    log.picture(13, 4, "sample/01", pixels)  # updates 11 to 13 wait for the drain at 20
+    run_updates(log, 14, 20)
     log.close()
-    rows, events = read_rows(tmp_path / "log.jsonl"), read_events(tmp_path / "events")
-    assert set(events) == {*TAGS, "loss/epoch_average"}
-    for tag, found in events.items():
-        assert found == close_to([(row["step"], row[tag]) for row in rows if tag in row])
-    assert [step for step, _ in events["loss/epoch_average"]] == [6, 12]
-    assert events["lr/textencoder"] == close_to([(step, 1e-5) for step in range(1, 13)])
+    steps = [step for step, _, _ in tracker.given[:-1]]
+    assert steps == sorted(steps), "wandb takes no step back"
+    assert tracker.given[-1] == (0, "close", None)
+    pictures = [(place, entry[0]) for place, entry in enumerate(tracker.given) if entry[2] == (4, 6, 3)]
+    assert [step for _, step in pictures] == [0, 13]
+    assert tracker.given[pictures[1][0] - 1][0] == 13
+    for row in read_rows(tmp_path / "log.jsonl"):
+        for tag, value in row.items():
+            if tag not in ("step", "epoch"):
+                assert (row["step"], tag, value) in tracker.given
+    epochs = [(step, value) for step, tag, value in tracker.given if tag == "epoch"]
+    assert epochs == [(step, (step - 1) // 4 + 1) for step in range(1, 21)], "once for each update"
 
 
-def test_a_run_logs_into_a_folder_named_by_prefix_and_time(
-    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing, noting = Failing(), Noting()
+    with listening(caplog):
+        log = make_log(tmp_path / "log.jsonl", trackers=[failing, noting])
+        run_updates(log, 1, 6)
+        log.close()
+    told = [entry.getMessage() for entry in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("failing cannot be logged to any more") and told[0].endswith(": gone")
+    assert {step for step, _, _ in failing.given} == {1, 2, 3}
+    assert {step for step, _, _ in noting.given} == {0, 1, 2, 3, 4, 5, 6}
+    assert [row["step"] for row in read_rows(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 4, 5, 5, 6]
+
+
+def whole_run(path: Path, last: int = 30) -> list[dict[str, Any]]:
+    log = make_log(path)
+    run_updates(log, 1, last)
+    log.close()
+    return read_rows(path)
+
+
+def saved_at(path: Path, step: int, killed_at: int) -> dict[str, Any]:
+    """The state of a run at an update, as a file gives it back; the run goes on and is killed later."""
+    log = make_log(path)
+    run_updates(log, 1, step)
+    plain, tensors = take_apart(log.state_dict())
+    state = put_together(json.loads(json.dumps(plain)), tensors)
+    run_updates(log, step + 1, killed_at)
+    log.drain()
+    assert isinstance(state, dict)
+    return state
+
+
+@pytest.mark.parametrize("step", [1, 3, 8, 13, 20, 29])
+def test_a_resumed_log_is_that_of_a_run_never_stopped(tmp_path: Path, step: int) -> None:
+    path = tmp_path / "log.jsonl"
+    expected = whole_run(tmp_path / "whole.jsonl")
+    state = saved_at(path, step, killed_at=step + 6)
+    path.write_bytes(path.read_bytes() + b'{"step": 17, "ep')  # the kill tore a row
+    log = make_log(path)
+    log.load_state_dict(state)
+    assert log.first_loss == loss_of(1)
+    second = min(step + 5, 29)
+    run_updates(log, step + 1, second)
+    again = log.state_dict()
+    run_updates(log, second + 1, 30)
+    log = make_log(path)
+    log.load_state_dict(again)
+    run_updates(log, second + 1, 30)
+    log.close()
+    assert steady(read_rows(path)) == steady(expected)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.jsonl", "whole.jsonl"], "nothing was set aside"
+
+
+def test_equal_runs_have_equal_states(tmp_path: Path) -> None:
+    states = []
+    for number in range(2):
+        log = make_log(tmp_path / f"{number}.jsonl")
+        run_updates(log, 1, 13)
+        states.append(log.state_dict())
+        time.sleep(0.01)  # another speed, and another length of the file
+        log.close()
+    assert torch.equal(states[0].pop("recent"), states[1].pop("recent"))
+    assert states[0] == states[1]
+
+
+def test_the_row_after_a_resume_does_not_count_the_pause(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    state = saved_at(path, 5, killed_at=5)
+    log = make_log(path)
+    time.sleep(0.5)  # loading
+    log.load_state_dict(state)
+    run_updates(log, 6, 6)
+    log.close()
+    assert read_rows(path)[-1]["speed"] > 10
+
+
+def test_pauses_between_updates_do_not_count(tmp_path: Path) -> None:
+    log = make_log(tmp_path / "log.jsonl")
+    run_updates(log, 1, 12)
+    time.sleep(0.5)  # a validation
+    log.write(12, 3, {"loss/validation": 1.0})
+    run_updates(log, 13, 20)
+    log.close()
+    assert min(row["speed"] for row in read_rows(tmp_path / "log.jsonl") if "speed" in row) > 10
+
+
+def test_the_log_of_an_earlier_run_is_kept_beside_or_overwritten_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    contents = []
+    for last in (3, 4, 5):
+        whole_run(path, last)
+        contents.append(path.read_bytes())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.1.jsonl", "log.2.jsonl", "log.jsonl"]
+    assert [(tmp_path / f"log.{number}.jsonl").read_bytes() for number in (1, 2)] == contents[:2]
+    log = make_log(path, overwrite=True)
+    run_updates(log, 1, 2)
+    log.close()
+    assert len(read_rows(path)) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_run_without_updates_leaves_the_log_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    whole_run(path, 3)
+    before = path.read_bytes()
+    make_log(path).close()
+    state = saved_at(tmp_path / "other.jsonl", 2, 2)
+    log = make_log(path)
+    log.load_state_dict(state)
+    log.close()
+    assert path.read_bytes() == before
+    assert not (tmp_path / "log.1.jsonl").exists()
+
+
+@pytest.mark.parametrize("there", ["another run", "too short", "nothing"])
+def test_a_resumed_run_that_does_not_find_its_rows_loses_nobodys(
+    tmp_path: Path, there: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "pictures" / "1_cat"
-    folder.mkdir(parents=True)
-    for name in ("cat.jpg", "coffee.jpg"):
-        (folder / name).write_bytes((photos / name).read_bytes())
-    logs = tmp_path / "logs"
-    data = ["--train_data_dir", str(folder.parent), "--resolution", "64", "--max_train_epochs", "2"]
-    words = ["--logging_dir", str(logs), "--log_prefix", "cats-", "--unet_lr", "5e-4"]
-    run_here(tiny_models["sd1"], data, tmp_path / "out", *words)
-    (run_folder,) = logs.iterdir()
-    assert re.fullmatch(r"cats-20\d{12}", run_folder.name)
-    assert [entry.name for entry in run_folder.iterdir()] == ["network_train"]
-    events = read_events(run_folder / "network_train")
-    rows = read_rows(tmp_path / "out" / "last-log.jsonl")
-    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (2, 1), (2, 1), (3, 2), (4, 2), (4, 2)]
-    assert set(events) == {*TAGS, "loss/epoch_average"}
-    for tag, found in events.items():
-        assert found == close_to([(row["step"], row[tag]) for row in rows if tag in row])
-    assert events["lr/unet"] == close_to([(step, 5e-4) for step in range(1, 5)])
-    assert events["lr/textencoder"] == close_to([(step, 1e-3) for step in range(1, 5)])
+    path = tmp_path / "log.jsonl"
+    state = saved_at(path, 8, killed_at=12)
+    lines = path.read_bytes().splitlines(keepends=True)
+    other = [line.replace(b'"step": 2', b'"step": 77') for line in lines]
+    content = {"another run": b"".join(other), "too short": b"".join(lines[:5]), "nothing": None}[there]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with listening(caplog):
+        log = make_log(path)
+        log.load_state_dict(state)
+        run_updates(log, 9, 10)
+        log.close()
+    assert [row["step"] for row in read_rows(path)] == [9, 10, 10]
+    aside = tmp_path / "log.1.jsonl"
+    assert (aside.read_bytes() if aside.exists() else None) == content
+    assert "does not hold the first 11 rows" in caplog.text  # eight updates, two epochs, a validation
+    assert ("kept as" in caplog.text) == (content is not None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_is_told_once_and_rows_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes half a row; numbers are written when there is room again, none twice."""
+    import resource
+
+    path = tmp_path / "log.jsonl"
+    with listening(caplog):
+        log = make_log(path)
+        run_updates(log, 1, 3)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        full = path.stat().st_size + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (full, limits[1]))
+        try:
+            run_updates(log, 4, 6)
+            assert log.state_dict()["rows"]["rows"] == 8
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.stat().st_size == full, "this test needs a torn row"
+        assert caplog.text.count("cannot write") == 1
+        run_updates(log, 7, 7)
+        log.close()
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4, 4, 5, 5, 6, 7]
+    assert caplog.text.count("cannot write") == 1
+    assert "is written again" in caplog.text

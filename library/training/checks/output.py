@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from library.core.errors import Problems, UserError
-from library.models.files.folder_weights import STEMS, weights_files
-from library.models.identify import ModelIdentity
-from library.options.training import OutputOptions
+from library.checkpoint.naming import STATE_ENDING, average_file, last_stem
+from library.checkpoint.saves import EPOCH, planned_number
+from library.core.atomic_io import size_on_disk
+from library.core.errors import Problems
+from library.core.launch import launched_processes
+from library.core.wording import some_of
+from library.data.planner import Planner
+from library.models.forms import refuse_other_folder
+from library.options.keeping import KeepingOptions
+from library.training.checks.keeping import check_keeping, save_moments
+from library.training.checks.save_sizes import SaveSizes, full_model_sizes
+from library.training.progress import RunPlan, plan_run
 from library.training.run import FullModelRun, OutputFiles, RunOptions
+from library.training.save_failures import free_space, mebibytes
 
-NEEDED_SPACE = 1 << 28  # 256 MiB: the largest network file in use, its temporary twin, and the logs
+RESERVE = 1 << 25  # 32 MiB: logs, and what nobody has thought of
+_NAMES_TOLD = 3
 
 
 def check_space_again(run: FullModelRun) -> None:
-    """Room for the trained model, asked when a model of the Hub has been fetched: only then its size is known.
+    """Room for the trained models, asked when a model of the Hub has been fetched: only then its size is known.
 
     Raises:
         UserError: the disk is too full.
     """
-    problems, output = Problems(), run.options.output
-    check_space(output, full_model_size(run.base.identity, output, run.files.copies), problems)
+    problems, training = Problems(), run.options.training
+    planner = Planner(
+        run.index,
+        run.placements,
+        [dataset.batch_size for dataset in run.index.datasets],
+        training.seed,
+        training.gradient_accumulation_steps,
+        launched_processes(),
+    )
+    plan = plan_run(planner, training.max_train_steps, training.max_train_epochs)
+    sizes = full_model_sizes(run.options, run.base.identity, run.files, run.trains_text_encoder)
+    check_space(run.options, run.files, plan, sizes, problems)
     problems.raise_if_any()
 
 
-def full_model_size(identity: ModelIdentity, output: OutputOptions, copies: int) -> int:
-    """Bytes that so many copies of the trained model may take: those of the base model's weights, twice as many where
-    half precision is saved as float32; 0 where they are still to be fetched."""
-    grown = (2 if output.save_precision == "float" else 1) * copies
-    if identity.layout == "single_file":
-        return grown * identity.path.stat().st_size
-    try:
-        files = [path for part, stem in STEMS.items() for path in weights_files(identity.path / part, stem)]
-    except UserError:  # told when they are loaded
-        return 0
-    return grown * sum(path.stat().st_size for path in files)
+def check_output(
+    asked: RunOptions, files: OutputFiles, is_file: bool, plan: RunPlan | None, problems: Problems
+) -> None:
+    """Whether results (files, or folders) and logs can be written when and where they are asked for.
 
-
-def check_output(asked: RunOptions, files: OutputFiles, is_file: bool, problems: Problems) -> None:
-    """Whether result (a file, or a folder) and logs can be written where they are asked for."""
+    Args:
+        plan: None where the length of the run is not known.
+    """
+    check_keeping(asked.keeping, plan, problems)
     folders = {"--output_dir": files.folder}
     if asked.logs.logging_dir is not None:
         folders["--logging_dir"] = Path(asked.logs.logging_dir)
@@ -51,24 +65,110 @@ def check_output(asked: RunOptions, files: OutputFiles, is_file: bool, problems:
             blocked = True
     if blocked:
         return
-    if is_file and files.result.is_dir():
-        what = f"{files.result} is a folder, and a file is to be written there"
-        problems.add(what, "--output_name", "choose another name")
+    found = list(_planned_files(asked.keeping, files, plan))
+    for path in found:
+        if not path.name.endswith(STATE_ENDING):
+            _check_kind(path, files, is_file, problems)
     # a log alone is left of a run that was stopped; it stands in nobody's way
-    for written in (files.result, files.average):
-        if written is not None and written.exists() and not asked.output.overwrite:
-            problems.add(
-                f"{written} of an earlier run would be lost",
-                "--output_dir, --output_name",
-                "choose another --output_name, move the old file away, or give --overwrite",
-            )
+    if found and not asked.output.overwrite and asked.keeping.resume is None:
+        names = some_of([str(path) for path in found[:_NAMES_TOLD]], len(found))
+        problems.add(
+            f"{names} of an earlier run would be lost",
+            "--output_dir, --output_name",
+            "choose another --output_name, move the old file away, or give --overwrite"
+            if len(found) == 1
+            else "choose another --output_name, move the old files away, or give --overwrite",
+        )
 
 
-def check_space(output: OutputOptions, model_size: int, problems: Problems) -> None:
-    """Whether the disk has room for a trained model of `model_size` bytes and what is written beside it."""
-    folder, needed = Path(str(output.output_dir)).absolute(), NEEDED_SPACE + model_size
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free = shutil.disk_usage(nearest).free
-    if free < needed:
-        fix = f"free {needed >> 20} MiB or choose another folder"
-        problems.add(f"only {free >> 20} MiB are free on its disk", "--output_dir", fix)
+def check_space(
+    asked: RunOptions, files: OutputFiles, plan: RunPlan | None, sizes: SaveSizes, problems: Problems
+) -> None:
+    """Whether the disk has room for all that will lie there at once, what lies there already counted in."""
+    folder = files.folder.absolute()
+    free = free_space(folder)
+    saves, states = saves_at_once(asked.keeping, plan)
+    there = sum(size_on_disk(path) for path in _planned_files(asked.keeping, files, plan))
+    # what is replaced is there until the new one is complete
+    least = sizes.weights + (sizes.state if states else 0)
+    needed = RESERVE + max(saves * sizes.weights + states * sizes.state - there, least)
+    if free is None or free >= needed:
+        return
+    what = f"only {mebibytes(free)} are free on its disk, and about {mebibytes(needed)} are needed"
+    parts = [f"{saves} x {mebibytes(sizes.weights)} for what is learned"] if sizes.weights else []
+    parts += [f"{states} x {mebibytes(sizes.state)} for states"] if states else []
+    fix = f"free {mebibytes(needed - free)} or choose another folder"
+    fewer = _fewer(asked.keeping) if saves + states > 1 else ""
+    problems.add(f"{what}: {', '.join(parts)}" if parts else what, "--output_dir", fix + fewer)
+
+
+def saves_at_once(keeping: KeepingOptions, plan: RunPlan | None) -> tuple[int, int]:
+    """How many saves of what is learned, and how many states, lie in the folder at once, at most.
+
+    A new one is complete before an old one goes, so there is one more than is kept.
+    """
+    saves, states = 1, int(keeping.save_state or keeping.save_state_on_train_end)
+    if plan is None:
+        return saves, states
+    moments = save_moments(keeping, plan.epochs)
+    limits = (keeping.save_last_n_epochs, keeping.save_last_n_epochs_state or keeping.save_last_n_epochs)
+    made = (plan.epochs - 1) // moments.every_epochs if moments.every_epochs else 0
+    kept = [made if limit is None else min(made, limit + 1) for limit in limits]
+    saves, states = saves + kept[0], states + kept[1] * keeping.save_state
+    if every := moments.every_steps:
+        limits = (keeping.save_last_n_steps, keeping.save_last_n_steps_state or keeping.save_last_n_steps)
+        made = plan.total_updates // every
+        kept = [made if limit is None else min(made, limit // every + 2) for limit in limits]
+        saves, states = saves + kept[0], states + kept[1] * keeping.save_state
+    return saves, states
+
+
+def _fewer(keeping: KeepingOptions) -> str:
+    """The options that would make less of it."""
+    by_epoch = keeping.save_every_n_epochs is not None or keeping.save_n_epoch_ratio is not None
+    by_step = keeping.save_every_n_steps is not None
+    flags = ["--save_last_n_epochs"] if by_epoch and keeping.save_last_n_epochs is None else []
+    flags += ["--save_last_n_steps"] if by_step and keeping.save_last_n_steps is None else []
+    if not flags and keeping.save_state:
+        flags = ["--save_state_on_train_end in the place of --save_state"]
+    return f"; less is kept with {' and '.join(flags)}" if flags else ""
+
+
+def _planned_files(keeping: KeepingOptions, files: OutputFiles, plan: RunPlan | None) -> Iterator[Path]:
+    """What lies in the folder under a name that the run will give to a file or folder of its own; the end first."""
+    last = last_stem(files.name)
+    ends = [files.result, files.average] if files.average else [files.result]
+    states = [files.folder / f"{last}{STATE_ENDING}"]
+    yield from (path for path in ends if path.exists())
+    if keeping.save_state or keeping.save_state_on_train_end:
+        yield from (path for path in states if path.exists())
+    if plan is None or not files.folder.is_dir():
+        return
+    moments = save_moments(keeping, plan.epochs)
+    for path in sorted(files.folder.iterdir()):
+        stem = _stem_of(path, files, keeping.save_state)
+        kind, number = (planned_number(stem, files.name) if stem else None) or ("", 0)
+        every = moments.every_epochs if kind == EPOCH else moments.every_steps
+        last_number = plan.epochs - 1 if kind == EPOCH else plan.total_updates
+        if kind and every and number % every == 0 and 0 < number <= last_number:
+            yield path
+
+
+def _stem_of(path: Path, files: OutputFiles, with_states: bool) -> str | None:
+    """The stem of a name that a save on the way could have; None of any other."""
+    if with_states and path.name.endswith(STATE_ENDING):
+        return path.name.removesuffix(STATE_ENDING)
+    if not path.name.endswith(files.extension):
+        return None
+    stem = path.name.removesuffix(files.extension)
+    is_average = files.keeps_average and path == average_file(files.of(stem.removesuffix("-ema")))
+    return stem.removesuffix("-ema") if is_average else stem
+
+
+def _check_kind(path: Path, files: OutputFiles, is_file: bool, problems: Problems) -> None:
+    """Whether what stands there can be replaced: a file by a file, a model's folder by one."""
+    if is_file and path.is_dir():
+        what = f"{path} is a folder, and a file is to be written there"
+        problems.add(what, "--output_name", "choose another name")
+    elif not is_file and path not in (files.result, files.average):  # those are looked at before
+        problems.attempt(lambda: refuse_other_folder(path))

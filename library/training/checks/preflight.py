@@ -11,6 +11,7 @@ from library.checkpoint.naming import average_file
 from library.core.device import dtype_of
 from library.core.errors import Problems, UserError
 from library.core.launch import launched_processes
+from library.core.sizes import Size
 from library.data.planner import Planner
 from library.methods.base import EMBEDDING, TEXT_ENCODER, UNET
 from library.methods.network_module import (
@@ -69,11 +70,12 @@ from library.training.checks.new_word import (
     with_template,
 )
 from library.training.checks.options import check_options, check_prediction
-from library.training.checks.output import check_output, check_space, full_model_size
+from library.training.checks.output import check_output, check_space
 from library.training.checks.pictures import Pictures, check_pictures
-from library.training.checks.resume import check_resume
+from library.training.checks.resume import Begun, check_resume
 from library.training.checks.samples import check_samples
-from library.training.checks.uploads import UploadTarget, check_uploads
+from library.training.checks.save_sizes import embedding_sizes, full_model_sizes, network_sizes
+from library.training.checks.uploads import check_uploads
 from library.training.progress import RunPlan, plan_run
 from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, OutputFiles, Run, RunOptions
 
@@ -104,8 +106,9 @@ def _check_network(options: OptionValues, asked: RunOptions, network: NetworkOpt
     if width is not None:
         problems.attempt(lambda: check_network_family(network, width))
     files = _files(asked, problems.attempt(lambda: network_extension(network)) or ".safetensors")
-    check_output(asked, files, True, problems)
-    check_space(asked.output, 0, problems)
+    check_output(asked, files, True, found.plan, problems)
+    identity = found.base.identity if found.base is not None else None
+    check_space(asked, files, found.plan, network_sizes(asked, network, identity, files), problems)
     return NetworkRun(**vars(_run(asked, found, files, problems)), network=network_in_force(network))
 
 
@@ -132,8 +135,9 @@ def check_embedding_run(options: OptionValues) -> EmbeddingRun:
     if found.pictures is not None and word is not None:
         notes += check_word_in_captions(found.pictures.index, word.alias, problems, asked.text)
     files = _files(asked, f".{embedding.save_model_as or SAFETENSORS}")
-    check_output(asked, files, True, problems)
-    check_space(asked.output, 0, problems)
+    check_output(asked, files, True, found.plan, problems)
+    identity = found.base.identity if found.base is not None else None
+    check_space(asked, files, found.plan, embedding_sizes(asked, word, identity, files), problems)
     run = _run(asked, found, files, problems)
     if word is None:
         raise UserError(problems)
@@ -199,9 +203,10 @@ def _check_full_model(options: OptionValues, text: _LearningText, tracker: str) 
     elif target is not None and not files.result.exists() and not output.overwrite:
         for path in files_in_the_way(target):
             problems.add("would be replaced by the model's own", str(path), "move it away, or give --overwrite")
-    check_output(asked, files, is_single_file(form), problems)
+    check_output(asked, files, is_single_file(form), found.plan, problems)
     if found.base is not None:
-        check_space(output, full_model_size(found.base.identity, output, files.copies), problems)
+        sizes = full_model_sizes(asked, found.base.identity, files, text.learns)
+        check_space(asked, files, found.plan, sizes, problems)
     run = _run(asked, found, files, problems)
     return FullModelRun(
         **vars(run),
@@ -221,7 +226,6 @@ class _Found:
     pictures: Pictures | None
     plan: RunPlan | None
     prompts: tuple[SamplePrompt, ...]
-    upload: UploadTarget | None
 
 
 def _run_options(options: OptionValues, learning_rate: float) -> RunOptions:
@@ -282,9 +286,14 @@ def _check_common(
         base,
         pictures,
         plan,
-        prompts=check_samples(asked.samples, asked.text, problems),
-        upload=check_uploads(asked.upload, asked.keeping, problems),
+        prompts=check_samples(asked.samples, training.seed, _resolution(pictures), plan, problems),
     )
+
+
+def _resolution(pictures: Pictures | None) -> Size | None:
+    """Of the first dataset that is trained; None where it cannot be known."""
+    datasets = [] if pictures is None else [d for d in pictures.description.datasets if not d.is_for_validation()]
+    return datasets[0].resolution if datasets else None
 
 
 def _plan(training: TrainingOptions, pictures: Pictures | None) -> RunPlan | None:
@@ -303,7 +312,9 @@ def _plan(training: TrainingOptions, pictures: Pictures | None) -> RunPlan | Non
 
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:
-    resume = check_resume(asked.keeping, files.folder, files.name, asked.record, found.plan, problems)
+    resume = check_resume(asked, files, Begun(found.base, found.pictures, found.plan), problems)
+    # last, for the Hub makes a repository only where nothing else is wrong; what only shows uploads nothing
+    upload = None if asked.data.debug_dataset else check_uploads(asked.upload, asked.keeping, problems)
     if found.base is None or found.pictures is None or problems:
         raise UserError(problems)
     pictures = found.pictures
@@ -316,7 +327,7 @@ def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problem
         files,
         resume,
         found.prompts,
-        found.upload,
+        upload,
     )
 
 

@@ -1,0 +1,209 @@
+"""What is said of `--resume` before a model is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from library.checkpoint.state import read_facts, read_state, write_state
+from library.core.errors import UserError
+from library.options.parse import parse_options
+from library.options.record import Kind
+from library.options.scripts import SCRIPTS
+from library.training.checks.preflight import check_full_model_run, check_network_run
+from library.training.checks.resume import ResumePoint
+from library.training.run import Run
+from tests.training.resumed import SAVING, cut_off_after, state_at, train_here
+from tests.training.styles import CAPTION_FILES, style_words
+
+SCRIPT = "train_network.py"
+UPDATES = 3
+Check = Callable[..., ResumePoint]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_models: dict[str, Path], photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[list[str], Path]]:
+    """The words of a run of three updates, and its folder with states after each."""
+    root = tmp_path_factory.mktemp("finished")
+    words = ["--pretrained_model_name_or_path", str(tiny_models["sd1"])]
+    words += style_words(CAPTION_FILES, "zumira", photos, root / "data")
+    words += ["--max_data_loader_n_workers", "0", "--max_train_steps", str(UPDATES), "--learning_rate", "1e-3"]
+    train_here(SCRIPT, [*words, *SAVING, "--output_dir", str(root / "out")])
+    yield words, root / "out"
+
+
+@pytest.fixture
+def out(finished: tuple[list[str], Path], tmp_path: Path) -> Path:
+    """What is left of that run when it was killed after the second update."""
+    shutil.copytree(finished[1], tmp_path / "out")
+    cut_off_after(tmp_path / "out", 2)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def check(finished: tuple[list[str], Path], out: Path) -> Check:
+    """Checks a run in that folder; returns where it would go on."""
+
+    def checked(*words: str, resume: str = "latest") -> ResumePoint:
+        point = checked_run([*finished[0], "--output_dir", str(out), "--resume", resume, *words]).resume
+        assert point is not None
+        return point
+
+    return checked
+
+
+def checked_run(words: list[str]) -> Run:
+    return check_network_run(parse_options(SCRIPT, "", SCRIPTS[SCRIPT].groups, [*words, *SAVING]))
+
+
+def refusal(check: Check, *words: str, resume: str = "latest") -> str:
+    with pytest.raises(UserError) as caught:
+        check(*words, resume=resume)
+    return str(caught.value)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_the_latest_state_is_found_and_nothing_has_changed(check: Check, out: Path) -> None:
+    assert check() == ResumePoint(state_at(out, 2), 2)
+    assert check(resume=str(state_at(out, 1))) == ResumePoint(state_at(out, 1), 1)
+
+
+def test_without_resume_there_is_nothing_to_allow(finished: tuple[list[str], Path], tmp_path: Path) -> None:
+    words = [*finished[0], "--output_dir", str(tmp_path / "new")]
+    assert checked_run(words).resume is None
+    with pytest.raises(UserError, match="--allow_changed_options"):
+        checked_run([*words, "--allow_changed_options"])
+
+
+def test_states_that_are_not_there(check: Check, out: Path, tmp_path: Path) -> None:
+    assert str(state_at(out, 2)) in refusal(check, resume=str(out)), "the output folder holds the state that was meant"
+    assert "is not there" in refusal(check, resume=str(tmp_path / "nowhere"))
+    file = tmp_path / "file"
+    file.write_text("x", encoding="utf-8")
+    assert "is a file" in refusal(check, resume=str(file))
+    told = refusal(check, "--output_name", "other")
+    assert "no state of --output_name other" in told and str(state_at(out, 2)) in told
+
+
+def test_a_torn_state_falls_back_to_the_last_good_one(check: Check, out: Path) -> None:
+    flip_a_bit(state_at(out, 2) / "weights.safetensors")
+    for resume in ("latest", str(state_at(out, 2))):
+        point = check(resume=resume)
+        assert (point.folder, point.step) == (state_at(out, 1), 1)
+        assert "weights.safetensors" in " ".join(point.warnings) and "at-step00000001-state" in point.warnings[-1]
+
+
+def test_a_truncated_state_falls_back_as_well(check: Check, out: Path) -> None:
+    (state_at(out, 2) / "optimizer.safetensors").write_bytes(b"")
+    for resume in ("latest", str(state_at(out, 2))):
+        point = check(resume=resume)
+        assert point.step == 1 and any("optimizer.safetensors" in text for text in point.warnings)
+
+
+def test_where_all_are_torn_all_are_told(check: Check, out: Path) -> None:
+    for step in (1, 2):
+        flip_a_bit(state_at(out, step) / "weights.safetensors")
+    told = refusal(check)
+    assert "at-step00000001-state" in told and "at-step00000002-state" in told
+
+
+def test_a_finished_run_is_not_resumed(finished: tuple[list[str], Path], out: Path, check: Check) -> None:
+    shutil.copytree(finished[1] / "last-state", out / "last-state")
+    told = refusal(check)
+    assert "finished" in told and "raise --max_train_steps" in told
+    longer = check("--max_train_steps", "5")
+    assert (longer.step, longer.changes, longer.is_exact) == (3, (), False), "a constant rate knows no length"
+
+
+def test_free_options_may_change(check: Check, tmp_path: Path) -> None:
+    words = ["--cache_latents", "--gradient_checkpointing", "--save_precision", "fp16", "--training_comment", "hello"]
+    assert check(*words, "--max_data_loader_n_workers", "1", "--logging_dir", str(tmp_path / "logs")).is_exact
+
+
+def test_deciding_options_are_all_listed_and_must_be_allowed(check: Check) -> None:
+    words = ["--seed", "7", "--learning_rate", "2e-3", "--noise_offset", "0.1", "--flip_aug", "--train_batch_size", "2"]
+    told = refusal(check, *words)
+    listed = ["--seed: 42 -> 7", "--learning_rate: 0.001 -> 0.002", "--noise_offset: none -> 0.1", "batch_size: 1 -> 2"]
+    assert all(text in told for text in [*listed, "flip_aug: False -> True", "--allow_changed_options"])
+    point = check(*words, "--allow_changed_options")
+    assert not point.is_exact and {change.kind for change in point.changes} == {Kind.DECIDES}
+    assert all(text in "; ".join(map(str, point.changes)) for text in listed)
+
+
+def test_shapes_cannot_change(check: Check) -> None:
+    told = refusal(check, "--network_dim", "8", "--allow_changed_options")
+    assert "--network_dim: none -> 8" in told and "would not fit" in told
+
+
+def test_a_start_means_nothing_to_a_run_that_goes_on(check: Check, finished: tuple[list[str], Path]) -> None:
+    told = refusal(check, "--network_weights", str(finished[1] / "last.safetensors"))
+    assert "--network_weights: none -> last.safetensors" in told and "leave --network_weights out" in told
+
+
+def test_changed_pictures_and_captions_count(check: Check, finished: tuple[list[str], Path]) -> None:
+    folder = Path(finished[0][finished[0].index("--train_data_dir") + 1])
+    caption = folder / "cat.caption"
+    before = caption.read_text(encoding="utf-8")
+    try:
+        caption.write_text("zumira, another one", encoding="utf-8")
+        assert "fingerprint of their captions" in refusal(check)
+    finally:
+        caption.write_text(before, encoding="utf-8")
+    assert check().is_exact
+
+
+def test_another_base_model_counts_and_its_place_does_not(
+    check: Check, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved" / "renamed.safetensors"
+    moved.parent.mkdir()
+    shutil.copy(tiny_models["sd1"], moved)
+    assert check("--pretrained_model_name_or_path", str(moved)).is_exact
+    flip_a_bit(moved)
+    assert "base model: fingerprint" in refusal(check, "--pretrained_model_name_or_path", str(moved))
+
+
+def test_processes_count(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "processes that train together: 1 -> 2" in refusal(check)
+
+
+def test_a_length_that_the_schedule_knew_counts(check: Check, out: Path) -> None:
+    """States of a cosine schedule: its rates of the first updates were those of the shorter run."""
+    told = refusal(check, "--max_train_steps", "6", "--lr_scheduler", "cosine")
+    assert "updates of the run: 3 -> 6" in told and "--lr_scheduler: none -> cosine" in told
+    assert not refusal_is_needed(check, "--max_train_steps", "6")
+
+
+def refusal_is_needed(check: Check, *words: str) -> bool:
+    try:
+        check(*words)
+    except UserError:
+        return True
+    return False
+
+
+def test_another_torch_is_told(check: Check, out: Path) -> None:
+    folder = state_at(out, 2)
+    write_state(folder, read_state(folder), {**read_facts(folder), "torch": "1.0"})
+    assert any(torch.__version__ in text and "1.0" in text for text in check().warnings)
+
+
+def test_the_state_of_another_kind_of_run_is_one_sentence(
+    finished: tuple[list[str], Path], out: Path
+) -> None:  # fmt: skip
+    words = [*finished[0], "--output_dir", str(out), "--resume", "latest"]
+    with pytest.raises(UserError, match="trained a network, and this one trains a whole model") as caught:
+        check_full_model_run(parse_options("train_db.py", "", SCRIPTS["train_db.py"].groups, words))
+    assert len(caught.value.problems) == 1
