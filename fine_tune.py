@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from library.core.errors import run_script
-from library.options.command_line import read_command_line
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Check, build, run. Heavy libraries are imported only after the options are known to be good."""
+    from library.options.command_line import read_command_line  # here, for Ctrl-C is answered from here on
+
     options = read_command_line("fine_tune.py", words)
     if options is None:
         return

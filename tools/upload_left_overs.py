@@ -43,8 +43,11 @@ def upload(queue: UploadQueue) -> list[Problem]:
     """Works a queue off; tells what is left in it."""
     left = UploadWorker(queue, Hub(None)).finish()
     waiting = [entry for entry in queue.entries() if entry.number in left]
-    fix = "it stays in the queue; start this again later"
-    return [Problem(f"is not uploaded: {left[entry.number]}", entry.place.name, fix) for entry in waiting]
+    fix = "it stays in the queue; start this again later, or to drop it delete"
+    return [
+        Problem(f"is not uploaded: {left[entry.number]}", entry.place.name, f"{fix} {queue.folder_of(entry)}")
+        for entry in waiting
+    ]
 
 
 if __name__ == "__main__":

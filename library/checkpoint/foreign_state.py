@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
+from library.checkpoint.naming import FOREIGN_BESIDE, FOREIGN_WEIGHTS, has_foreign_names
 from library.core.errors import UserError
 from library.core.json_files import read_json_object
 from library.core.pickle_names import StoredTensor
 from library.core.pickled import PickledContent, read_pickled
 from library.core.tensor_files import read_safetensors
 
-_PROGRESS, _OPTIMIZER, _SCHEDULER, _SCALER = "train_state.json", "optimizer.bin", "scheduler.bin", "scaler.pt"
-_RANDOM = "random_states_{rank}.pkl"
-_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_PROGRESS, _OPTIMIZER, _SCHEDULER, _ = FOREIGN_BESIDE
+_SCALER, _RANDOM = "scaler.pt", "random_states_{rank}.pkl"
 # What the engines write that cut models into pieces: folders, or files of pieces.
 _PIECES = ("pytorch_model", "pytorch_model_fsdp*", "optimizer_0", "zero_to_fp32.py", "latest")
 _PLAIN = (bool, int, float, str, bytes)
@@ -57,9 +57,7 @@ class ForeignState:
 
 def is_foreign_state(folder: Path) -> bool:
     """Whether the folder holds weights and what belongs to a state, under the names that Accelerate gives them."""
-    beside = (_PROGRESS, _OPTIMIZER, _SCHEDULER, _RANDOM.format(rank=0))
-    has_weights = next(_weights_files(folder), None) is not None
-    return has_weights and any((folder / name).is_file() for name in beside)
+    return has_foreign_names({path.name for path in folder.glob("*") if path.is_file()})
 
 
 def read_foreign_state(folder: Path) -> ForeignState:
@@ -95,7 +93,7 @@ def _weights_files(folder: Path) -> Iterator[Path]:
     number = 0
     while True:
         counted = f"_{number}" if number else ""
-        named = [folder / f"{stem}{counted}{ending}" for stem, ending in _WEIGHTS]
+        named = [folder / f"{stem}{counted}{ending}" for stem, ending in FOREIGN_WEIGHTS]
         path = next((path for path in named if path.is_file()), None)
         if path is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,18 @@ class UploadWorker:
 
     What the Hub refuses is set aside, and so is, until `finish`, what failed several times; everything else waits for a
     Hub that cannot be reached. Nothing is raised, and what is not uploaded stays in the queue.
+
+    Args:
+        makes: the only repository that is made where it is missing; None for any. What waits for another one may be
+            left of a run whose repository was deleted since.
     """
 
-    def __init__(self, queue: UploadQueue, hub: Hub, pauses: Pauses | None = None) -> None:
+    def __init__(
+        self, queue: UploadQueue, hub: Hub, pauses: Pauses | None = None, makes: Repository | None = None
+    ) -> None:
         self._queue = queue
         self._hub = hub
+        self._makes = makes
         self._pauses = pauses or Pauses()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -50,13 +58,14 @@ class UploadWorker:
         self._gives_up_at: float | None = None  # of time.monotonic; None as long as the run goes on
         self._ends_by = 0.0  # of time.monotonic; when the try that is being made must be over
         self._patience = PATIENCE
-        self._uploaded = 0
+        self._uploaded: Counter[Repository] = Counter()
         self._last_failure = ""
 
     @property
-    def uploaded(self) -> int:
-        """Things that were uploaded."""
-        return self._uploaded
+    def uploaded(self) -> dict[Repository, int]:
+        """How many things were uploaded to each repository."""
+        with self._changed:
+            return dict(self._uploaded)
 
     def wake(self) -> None:
         """There is something to do, or to do soon; starts the thread when it is called first."""
@@ -131,7 +140,7 @@ class UploadWorker:
         repository = entry.place.repository
         try:
             _refuse_altered(entry)
-            if repository not in self._opened:
+            if repository not in self._opened and self._makes in (None, repository):
                 self._hub.open(repository, entry.place.is_public)
                 self._opened.add(repository)
             self._hub.commit(repository, entry.place.name, entry.files, digests, entry.place.is_set)
@@ -144,7 +153,7 @@ class UploadWorker:
 
     def _succeeded(self, entry: QueueEntry) -> None:
         with self._changed:
-            self._uploaded += 1
+            self._uploaded[entry.place.repository] += 1
             if self._gives_up_at is not None:
                 self._gives_up_at = time.monotonic() + self._patience
         log.info("uploaded %s to %s", entry.place.name, entry.place.repository.repo_id)

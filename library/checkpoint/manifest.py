@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from library.checkpoint.naming import STATE_MANIFEST
 from library.core.errors import Problem, UserError
 from library.core.pickled import explained
 from library.core.tensor_files import file_hash
 
-MANIFEST = "manifest.json"
+MANIFEST = STATE_MANIFEST
 FORMAT, VERSION = "sd-atelier state", 1
 _FIX_TORN = "resume from another state, or copy this one again from where it is whole"
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 DEFAULT_LAST_NAME, DEFAULT_EPOCH_NAME, DEFAULT_STEP_NAME = "last", "epoch", "at"
-STATE_ENDING = "-state"
+STATE_ENDING, STATE_MANIFEST = "-state", "manifest.json"
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt")
+
+# In states that Accelerate writes (see foreign_state.py): stem and ending of the models' files, and what stands beside
+# them, the public tool's own file first.
+FOREIGN_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+FOREIGN_BESIDE = ("train_state.json", "optimizer.bin", "scheduler.bin", "random_states_0.pkl")
 
 
 def last_stem(output_name: str | None) -> str:
@@ -44,3 +50,9 @@ def average_file(result: Path) -> Path:
 def log_file(output_dir: Path, output_name: str | None) -> Path:
     """The JSONL log of the run: NAME-log.jsonl."""
     return output_dir / f"{output_name or DEFAULT_LAST_NAME}-log.jsonl"
+
+
+def has_foreign_names(names: Collection[str]) -> bool:
+    """Whether files of these names make a state as Accelerate writes it: weights, and something of a state beside."""
+    has_weights = any(stem + ending in names for stem, ending in FOREIGN_WEIGHTS)
+    return has_weights and any(name in names for name in FOREIGN_BESIDE)

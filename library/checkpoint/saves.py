@@ -4,6 +4,10 @@ A JSON object `{"format": 1, "saves": […]}`, in the order in which the files w
 step, request, end), `is_state`, `step` and `epoch` (updates done, and the epoch of the last one, from 1), `names` (of
 files and folders in the output folder that belong together) and `files`: each file by its path from there, with `size`
 and `sha256`. What is not listed was not written by this run and is never removed.
+
+Where states of that name lie there that the run has nothing to do with, of earlier runs and of a way that was left when
+the run was resumed from an earlier state, `passed_over` has them: the SHA-256 of each one's manifest by its name. So a
+state that was written and, because of a kill, never listed is still the run's own.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from library.checkpoint.manifest import MANIFEST
 from library.checkpoint.naming import DEFAULT_LAST_NAME, epoch_stem, step_stem
+from library.checkpoint.state import names_of
 from library.core.atomic_io import write_text_whole
 from library.core.errors import UserError
 from library.core.json_files import read_json_object
@@ -23,6 +29,7 @@ from library.core.tensor_files import file_hash
 
 EPOCH, STEP, REQUEST, END = "epoch", "step", "request", "end"
 FORMAT = 1
+_PASSED_OVER = "passed_over"
 _NUMBERED = re.compile(r"-(?P<step>step)?(?P<number>\d+)$")
 
 
@@ -73,11 +80,20 @@ class SaveList:
         folder: the output folder.
         output_name: `--output_name`, or None.
         saves: in the order in which they were written.
+        passed_over: states of this name that are not the run's, by name, with the SHA-256 of each one's manifest.
     """
 
-    def __init__(self, folder: Path, output_name: str | None, saves: Iterable[Save] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        output_name: str | None,
+        saves: Iterable[Save] = (),
+        passed_over: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = list_file(folder, output_name)
         self.saves = list(saves)
+        self.passed_over = dict(passed_over or {})
+        self._name = output_name
 
     @classmethod
     def read(cls, folder: Path, output_name: str | None) -> SaveList:
@@ -94,13 +110,16 @@ class SaveList:
         if content.get("format") != FORMAT:
             raise UserError.of(f"its format is {content.get('format')!r}, and {FORMAT} is known", str(path), fix)
         try:
-            return cls(folder, output_name, [_as_save(entry) for entry in content["saves"]])
+            passed_over = {str(name): str(digest) for name, digest in content.get(_PASSED_OVER, {}).items()}
+            return cls(folder, output_name, [_as_save(entry) for entry in content["saves"]], passed_over)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError.of(f"is no list of saves: {error!r}", str(path), fix) from None
 
     def add(self, save: Save) -> None:
         """Lists what was written; what had one of its names before is gone."""
         self.saves = [other for other in self.saves if not set(other.names) & set(save.names)] + [save]
+        for name in save.names:
+            self.passed_over.pop(name, None)
 
     def drop(self, save: Save) -> None:
         """Forgets it."""
@@ -118,13 +137,42 @@ class SaveList:
         """Whether a file or folder of this name is listed."""
         return any(name in save.names for save in self.saves)
 
+    def pass_over(self, states: Iterable[Path]) -> None:
+        """Notes states in the folder that are not the run's, as they are now."""
+        self.passed_over |= {state.name: _manifest_hash(state) for state in states}
+
+    def passes_over(self, state: Path) -> bool:
+        """Whether a state, wherever it lies, is one of those, and was not written anew since."""
+        return self.passed_over.get(state.name) == _manifest_hash(state)
+
+    def holds_state(self, state: Path) -> bool:
+        """Whether a state, wherever it lies and whatever it is called, is a listed one or a copy of it."""
+        known = {
+            facts.sha256
+            for save in self.saves
+            if save.is_state
+            for name, facts in save.files.items()
+            if name.rpartition("/")[2] == MANIFEST
+        }
+        return _manifest_hash(state) in known
+
+    def goes_on_with(self, state: Path) -> bool:
+        """Whether a run that goes on from a state is the one that this is the list of: the state is listed, or lies
+        beside the list and is the run's all the same (it was killed before it could list it, or the list is lost)."""
+        if self.holds_state(state):
+            return True
+        is_beside = state.parent.resolve() == self.path.parent.resolve()
+        return is_beside and self._name in names_of(state) and not self.passes_over(state)
+
     def write(self) -> None:
         """Writes the list, whole or not at all.
 
         Raises:
             OSError: it could not be written.
         """
-        content = {"format": FORMAT, "saves": [asdict(save) for save in self.saves]}
+        content: dict[str, Any] = {"format": FORMAT, "saves": [asdict(save) for save in self.saves]}
+        if self.passed_over:
+            content[_PASSED_OVER] = dict(sorted(self.passed_over.items()))
         write_text_whole(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -156,6 +204,14 @@ def planned_number(stem: str, output_name: str | None) -> tuple[str, int] | None
     number = int(found["number"])
     kind, name = (STEP, step_stem) if found["step"] else (EPOCH, epoch_stem)
     return (kind, number) if stem == name(output_name, number) else None
+
+
+def _manifest_hash(state: Path) -> str:
+    """Empty where there is none to read."""
+    try:
+        return file_hash(state / MANIFEST)
+    except OSError:
+        return ""
 
 
 def _as_save(entry: Mapping[str, Any]) -> Save:

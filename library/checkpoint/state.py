@@ -38,8 +38,10 @@ from library.core.tensor_files import read_safetensors, write_safetensors
 from library.core.whole_folder import folders_aside, remove_left_over_folders, write_whole_folder
 
 FACTS = "facts.json"
+NAME_FACT = "name"  # of the run, None for one without; states of before it was noted have none
 _PLAIN, _TENSORS = ".json", ".safetensors"
 _PART_NAME = re.compile("[a-z][a-z0-9_]*")
+_NUMBERED = re.compile("(?P<name>.+)-(?P<step>step(?=[0-9]{8}))?(?P<number>[0-9]{6,})")
 _RESERVED = {Path(MANIFEST).stem, Path(FACTS).stem}
 
 
@@ -54,7 +56,7 @@ def write_state(folder: Path, parts: Mapping[str, Any], facts: Mapping[str, Any]
     Args:
         folder: final name. What lies in it and belongs to no state stays.
         parts: nested values by name (lower case letters, digits, underscores).
-        facts: plain JSON; `step` (updates done) and `epoch` (of the last one, from 1) among it.
+        facts: plain JSON; `step` (updates done) and `epoch` (of the last one, from 1) among it, and `NAME_FACT`.
 
     Raises:
         UserError: a part holds what cannot be kept in a file.
@@ -194,21 +196,72 @@ def states_of(output_dir: Path, output_name: str | None) -> list[Path]:
     """The states of the runs with this name that look whole, the one with the most updates first.
 
     One whose replacement was cut off is put back first, or found where it lies aside while the process that did it may
-    still live. Names alone tell whose a state is, so those of a run called `NAME-000001` may be taken for those of one
-    called `NAME`, and the other way round.
+    still live. See `state_folders`.
+    """
+    steps = [(path, _step_of(path)) for path in state_folders(output_dir, output_name)]
+    return [path for path, step in sorted(steps, key=lambda pair: -pair[1]) if step >= 0]
+
+
+def state_folders(output_dir: Path, output_name: str | None) -> list[Path]:
+    """All states of the runs with this name, whole or torn, sorted by name.
+
+    A state must be called like one of this name. Where its facts tell the name of its run (`NAME_FACT`), that must be
+    the same: a run called `NAME-000001` ends with a state that is called like the first epoch's of one called `NAME`.
     """
     remove_left_over_folders(output_dir)
-    stems = [DEFAULT_LAST_NAME, f"{DEFAULT_EPOCH_NAME}-[0-9]{{6,}}", f"{DEFAULT_STEP_NAME}-step[0-9]{{8,}}"]
-    if output_name is not None:
-        stems = [re.escape(output_name) + more for more in ("", "-[0-9]{6,}", "-step[0-9]{8,}")]
-    ours = re.compile(f"(?:{'|'.join(stems)}){re.escape(STATE_ENDING)}")
     try:
         beside = sorted(output_dir.iterdir())
     except OSError:
         return []
-    found = [path for path in (*beside, *folders_aside(output_dir)) if ours.fullmatch(path.name) and is_state(path)]
-    steps = [(path, _step_of(path)) for path in found]
-    return [path for path, step in sorted(steps, key=lambda pair: -pair[1]) if step >= 0]
+    ours = (path for path in (*beside, *folders_aside(output_dir)) if output_name in _names_in_name(path.name))
+    return [path for path in ours if _was_state(path) and output_name in names_of(path)]
+
+
+def names_of(folder: Path) -> frozenset[str | None]:
+    """The names (`--output_name`, or None) of the runs that may have written a state, whole or torn.
+
+    The one that its facts tell, or where they tell none, those after which it may be called so; perhaps none at all.
+    """
+    told = _facts_left(folder).get(NAME_FACT, _names_in_name(folder.name))
+    return told if isinstance(told, frozenset) else frozenset([told])
+
+
+def place_of(folder: Path) -> tuple[int | None, int | None]:
+    """Updates done, and the epoch of the last one from 1, of a state that may be torn: as its facts tell, or else its
+    name; None for what neither does."""
+    facts = _facts_left(folder)
+    if facts:
+        return int(facts["step"]), int(facts["epoch"])
+    found = _NUMBERED.fullmatch(folder.name.removesuffix(STATE_ENDING))
+    if found is None:
+        return None, None
+    return (int(found["number"]), None) if found["step"] else (None, int(found["number"]))
+
+
+def _names_in_name(name: str) -> frozenset[str | None]:
+    """The names of the runs that would call a state so."""
+    stem = name.removesuffix(STATE_ENDING)
+    if stem == name or not stem:
+        return frozenset()
+    found = _NUMBERED.fullmatch(stem)
+    names: set[str | None] = {stem} if found is None else {stem, found["name"]}
+    usual = DEFAULT_LAST_NAME if found is None else DEFAULT_STEP_NAME if found["step"] else DEFAULT_EPOCH_NAME
+    return frozenset(names | {None} if usual in names else names)
+
+
+def _was_state(folder: Path) -> bool:
+    return is_state(folder) or (folder / FACTS).is_file()
+
+
+def _facts_left(folder: Path) -> dict[str, Any]:
+    """The facts of a state that may be torn; empty where they are not known to be those that were written."""
+    try:
+        if is_state(folder):
+            check_sum(folder, FACTS, read_manifest(folder)[FACTS])
+        facts = _read_json(folder / FACTS)
+    except (UserError, KeyError):
+        return {}
+    return facts if isinstance(facts, dict) and _are_facts(facts) else {}
 
 
 def _step_of(folder: Path) -> int:

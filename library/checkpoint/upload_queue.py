@@ -76,6 +76,21 @@ def queues_in(output_dir: Path) -> list[Path]:
     return sorted(path for path in output_dir.glob(f".*{_ENDING}") if path.is_dir())
 
 
+def waiting_sizes(output_dir: Path) -> dict[Path, int]:
+    """The queues in this folder that hold files, with their bytes; these stay on the disk until they are uploaded, also
+    where the files they were linked to are deleted."""
+    sizes = {}
+    for folder in queues_in(output_dir):
+        size = 0
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):  # it was just uploaded
+                    size += (Path(parent) / name).stat().st_size if name != _ENTRY else 0
+        if size:
+            sizes[folder] = size
+    return sizes
+
+
 class UploadQueue:
     """The queue of a run, in memory and on disk; threads may share it.
 
@@ -133,6 +148,10 @@ class UploadQueue:
             is_replaced = any(other.replaces(entry) for other in self._entries.values())
             if (is_uploaded or is_replaced) and entry.number in self._entries:
                 self._remove(entry.number)
+
+    def folder_of(self, entry: QueueEntry) -> Path:
+        """Where an entry lies; who deletes it drops the upload."""
+        return self._folder_of(entry.number)
 
     def _make_folder(self, number: int) -> int:
         while True:  # another run may use the same queue

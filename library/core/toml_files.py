@@ -64,6 +64,9 @@ def read_toml(path: Path, flag: str) -> TomlFile:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError.of(f"not valid TOML: {error}", f"{flag} {path}", _mend(str(error))) from None
+    except (RecursionError, ValueError):  # Python's own limits: tables in tables, numbers of thousands of digits
+        what = "its tables are nested too deeply, or a number is too long"
+        raise UserError.of(what, f"{flag} {path}", "make it simpler") from None
     return TomlFile(path, text, content)
 
 

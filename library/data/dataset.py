@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from library.core.errors import Problem, UserError
+from library.core.signals import handled_by
 from library.core.sizes import Size
 from library.data.augment import Choice
 from library.data.batch import Batch
@@ -203,7 +205,9 @@ class Loader(Generic[ItemT]):
         self._items = items
 
     def __iter__(self) -> Iterator[ItemT]:
-        for item in self._items:
+        with _signals_wait():
+            items = iter(self._items)  # starts the workers
+        for item in items:
             if isinstance(item, _Failure):
                 raise UserError(item.problems)
             yield item
@@ -273,6 +277,31 @@ class _Guarded(Dataset[Any]):
             return self._dataset[request]
         except UserError as error:
             return _Failure(error.problems)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM are only noted; afterwards they do what they would have done.
+
+    Python swallows what a handler raises while it forks: a Ctrl-C would be lost, and a lock of `logging` stay taken.
+    A worker begins with what is in force here, so a signal to all processes does not end it before `_begin_worker`.
+    """
+    came: dict[int, FrameType | None] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came[number] = frame
+
+    former: dict[int, Any] = {}
+    try:
+        with handled_by(note, (signal.SIGTERM, signal.SIGINT)) as former:  # the one that raises is put back last
+            yield
+    finally:
+        for number, frame in came.items():
+            handler = former.get(number)
+            if callable(handler):  # not by a second signal, which would be counted as one
+                handler(number, frame)
+            else:
+                signal.raise_signal(number)
 
 
 def _begin_worker(worker: int) -> None:

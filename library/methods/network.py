@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from library.core.atomic_io import write_whole
 from library.core.errors import UserError
 from library.core.log import get_logger
 from library.core.randomness import seed_foreign_draws, seeded_torch
-from library.core.tensor_files import made
+from library.core.tensor_files import made, read_safetensors, write_safetensors
 from library.methods.base import TEXT_ENCODER
 from library.methods.model_views import text_encoder_view, unet_view
 from library.methods.network_module import (
     ARGUMENTS,
+    DEFAULT_EXTENSION,
     MODULE,
     ask_module,
     import_network_module,
@@ -231,7 +233,19 @@ class Network:
             raise UserError.of(what, str(path), "--save_precision bf16 or float keeps more range") from None
 
     def _write(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        write_whole(path, lambda temporary: self._network.save_weights(str(temporary), dtype, dict(metadata)))
+        def write(temporary: Path) -> None:
+            self._network.save_weights(str(temporary), dtype, dict(metadata))
+            if not is_ours(self._module) and temporary.suffix == DEFAULT_EXTENSION:
+                _write_in_order(temporary)
+
+        write_whole(path, write)
+
+
+def _write_in_order(path: Path) -> None:
+    """Writes a file of others anew, as ours are: they shuffle its header, and equal runs should give equal bytes."""
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+    write_safetensors(path, read_safetensors(path), metadata)
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from library.options.base import OptionGroup, option
-from library.options.checks import at_least
+from library.options.checks import at_least, not_blank
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class KeepingOptions(OptionGroup):
     )
     save_n_epoch_ratio: int | None = option(
         None,
-        "save after so many epochs that there are at least N files at the end, that of the end included",
+        "save after so many epochs that there are at least N files at the end, that of the end included; after every"
+        " epoch where the run has fewer than N",
         check=at_least(1),
         metavar="N",
     )
@@ -62,6 +63,7 @@ class KeepingOptions(OptionGroup):
         None,
         "go on from a state folder, or from the last one of this --output_name with the word latest; with"
         " --resume_from_huggingface {repo_id}/{path_in_repo}:{revision}:{repo_type}",
+        check=not_blank,
         metavar="STATE",
     )
     allow_changed_options: bool = option(

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from library.core.numbers import finite_number
 from library.core.sizes import Size, Span
 from library.options.base import OptionGroup, default_of, info_of, option_fields
 from library.options.caching import CachingOptions
@@ -23,7 +24,7 @@ from library.options.keeping import KeepingOptions
 from library.options.logs import LogOptions
 from library.options.memory import MemoryOptions
 from library.options.model import ModelOptions
-from library.options.network import NetworkOptions
+from library.options.network import DEFAULT_NETWORK_ALPHA, DEFAULT_NETWORK_DIM, NetworkOptions
 from library.options.objective import ObjectiveOptions
 from library.options.optimizer import OptimizerOptions, PartRateOptions
 from library.options.parse import OptionValues
@@ -130,6 +131,18 @@ _SINGLE_OPTIONS: Mapping[type[OptionGroup], Mapping[Kind, str]] = MappingProxyTy
         },
     }
 )
+# what is in force where an option that has no default of its own is not given
+_USUAL: Mapping[str, Any] = MappingProxyType(
+    {
+        "clip_skip": 1,
+        "network_dim": DEFAULT_NETWORK_DIM,
+        "network_alpha": DEFAULT_NETWORK_ALPHA,
+        "num_vectors_per_token": 1,
+        "lr_scheduler_num_cycles": 1,
+        "lr_scheduler_power": 1.0,
+    }
+)
+_USUAL_TIMESCALE = 10_000
 _PLACES = ("DIR", "FILE", "MODEL")  # metavars of options that name a file or folder
 _RECORDED = (Kind.DECIDES, Kind.FIXED, Kind.STARTS)
 
@@ -159,7 +172,7 @@ def options_record(options: OptionValues) -> Mapping[str, Any]:
         for item in option_fields(type(group))
         if not info_of(item).secret and kind_of(type(group), item.name) in _RECORDED
     }
-    return {TRAINS: what_trains(options), **values}
+    return {TRAINS: what_trains(options), **_in_force(values)}
 
 
 def what_trains(options: OptionValues) -> str:
@@ -178,8 +191,35 @@ def recorded_kinds() -> dict[str, Kind]:
 
 def recorded_defaults() -> dict[str, Any]:
     """What each recorded option is where nobody says otherwise, also in states that were written before it came."""
-    return {item.name: _as_json(default_of(item), item) for group, item in _training_options()
-            if _is_recorded(group, item)}  # fmt: skip
+    return _in_force(
+        {
+            item.name: _as_json(default_of(item), item)
+            for group, item in _training_options()
+            if _is_recorded(group, item)
+        }
+    )
+
+
+def _in_force(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with defaults filled in that are not those of the options themselves: to say one is no change.
+
+    Ranks and numbers of vectors that only a file tells stay None.
+    """
+    usual = dict(_USUAL)
+    if values.get("dim_from_weights"):
+        del usual["network_dim"], usual["network_alpha"]
+    if values.get("weights") is not None:
+        del usual["num_vectors_per_token"]
+    if values.get("hypernetwork_weights") is not None:
+        usual["hypernetwork_module"] = "networks.hypernetwork"
+    warmup = values.get("lr_warmup_steps", 0)
+    if warmup == 0 or warmup >= 1:  # else a share of the run
+        usual["lr_scheduler_timescale"] = int(warmup) or _USUAL_TIMESCALE
+    found = {name: usual.get(name) if value is None else value for name, value in values.items()}
+    if "base_weights" in values:
+        given = [finite_number(word) for word in values["base_weights_multiplier"]]
+        found["base_weights_multiplier"] = given or [1.0] * len(values["base_weights"])
+    return found
 
 
 def _is_recorded(group: type[OptionGroup], item: Field[Any]) -> bool:

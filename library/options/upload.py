@@ -40,5 +40,5 @@ class UploadOptions(OptionGroup):
         False, "--resume names a state on the Hub: {repo_id}/{path_in_repo}:{revision}:{repo_type}"
     )
     async_upload: bool = option(
-        False, "upload in the background while training goes on; without it, everything is uploaded at the end"
+        False, "changes nothing: uploads always run beside the training, each as soon as a file is saved"
     )

@@ -24,7 +24,7 @@ from library.core.sizes import Size
 from library.models.stable_diffusion import VAE_DOWNSCALE, VAE_SCALING_FACTOR, StableDiffusion
 from library.options.text import CHUNK_TOKENS, TextOptions
 from library.preview.prompts import SamplePrompt
-from library.preview.samplers import NoiseSchedule, make_sampler
+from library.preview.samplers import NoiseSchedule, make_sampler, set_steps
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
 
@@ -106,7 +106,7 @@ def generate(
     """
     sampler = make_sampler(request.sampler, schedule)
     device, draws = next(models.unet.parameters()).device, noise_generator(request.seed)
-    sampler.set_timesteps(request.steps, device=device)
+    set_steps(sampler, request.steps, device)
     # negative first; the U-Net sees both in one batch, always of the same size
     prompts = [request.negative_prompt, request.prompt] if request.scale != 1 else [request.prompt]
     with computing():

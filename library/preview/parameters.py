@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from library.preview.prompts import SamplePrompt
-from library.preview.samplers import shown_name
+from library.preview.sampler_names import shown_name
 
 TEXT_NAME = "parameters"  # of the PNG text that the Web UI looks for
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 from library.core.errors import Problems, UserError, nearest_name, suggest_name
 from library.core.sizes import Size
 from library.core.toml_files import TomlFile, read_toml
-from library.options.checks import between, multiple_of
+from library.options.checks import multiple_of
 from library.options.samples import DDIM, SAMPLERS
+from library.preview.sampler_names import all_names, sampler_named
 
 FLAG = "--sample_prompts"
 SIDE_STEP = 8  # pixels in a latent cell, along each side
@@ -28,7 +30,9 @@ _LARGEST_SCALE = 100
 
 _DEFAULT_SIZE = Size(512, 512)
 _OPTION = re.compile(r"(?:^|(?<=\s))--(?P<name>[^\s-]\S*)")
+_SHORTEST_WORD = 4  # letters: options of other tools have fewer, and one letter is near to anything
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
+_JSON_FORM = 'write [{"prompt": "…"}, …]'
 _PROMPT, _SUBSETS = "prompt", "subset"
 
 
@@ -76,8 +80,12 @@ def read_prompts(path: Path, defaults: PromptDefaults) -> tuple[SamplePrompt, ..
         what = f"{path} is no file of prompts: its name ends with {path.suffix or 'nothing'}"
         raise UserError.of(what, FLAG, f"give it one of the endings {', '.join(_READERS)}")
     problems = Problems()
-    entries = list(reader(path, problems))
-    prompts = [_prompt_of(entry, number, defaults, problems) for number, entry in enumerate(entries)]
+    try:
+        entries = list(reader(path, problems))
+        prompts = [_prompt_of(entry, number, defaults, problems) for number, entry in enumerate(entries)]
+    except RecursionError:
+        what = "lists or tables are nested too deeply"
+        raise UserError.of(what, f"{FLAG} {path}", "write one plain table for each prompt") from None
     if not entries and not problems:
         problems.add(f"there is no prompt in {path}", FLAG, "write one in each line")
     problems.raise_if_any()
@@ -100,7 +108,16 @@ class _Entry:
 def _read_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, got {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write one; no tokenizer and no file takes it
+        raise ValueError(f"holds half a character (a lone surrogate, at place {error.start + 1})") from None
     return value.strip()
+
+
+def _within(low: int, high: int) -> Callable[[float], str | None]:
+    """A check of a number of any length, whose message gives the limits to the last digit."""
+    return lambda number: None if low <= number <= high else f"must be between {low} and {high}, got {number}"
 
 
 def _whole_number(*checks: Callable[[int], str | None]) -> Callable[[Any], int]:
@@ -121,16 +138,17 @@ def _read_scale(value: Any) -> float:
         raise ValueError(f"must be a number, got {value!r}") from None
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {value!r}")
-    _require(number, between(1, _LARGEST_SCALE))
+    _require(number, _within(1, _LARGEST_SCALE))
     return number
 
 
 def _read_sampler(value: Any) -> str:
-    name = _read_text(value).lower()
-    if name not in SAMPLERS:
+    name = _read_text(value)
+    meant = sampler_named(name)
+    if meant is None:
         listed = f"there are {', '.join(SAMPLERS)}"
-        raise ValueError(f"there is no sampler {value!r}; {suggest_name(name, SAMPLERS, listed)}")
-    return name
+        raise ValueError(f"there is no sampler {value!r}; {suggest_name(name.lower(), all_names(), listed)}")
+    return meant
 
 
 def _require(number: Any, *checks: Callable[[Any], str | None]) -> None:
@@ -139,17 +157,20 @@ def _require(number: Any, *checks: Callable[[Any], str | None]) -> None:
             raise ValueError(complaint)
 
 
-_read_side = _whole_number(multiple_of(SIDE_STEP), between(SHORTEST_SIDE, LONGEST_SIDE))
+_read_side = _whole_number(multiple_of(SIDE_STEP), _within(SHORTEST_SIDE, LONGEST_SIDE))
 _FIELDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (  # key in tables, letters in lines
     (_PROMPT, "", _read_text),
     ("negative_prompt", "n", _read_text),
     ("width", "w", _read_side),
     ("height", "h", _read_side),
-    ("seed", "d", _whole_number(between(0, LARGEST_SEED))),
+    ("seed", "d", _whole_number(_within(0, LARGEST_SEED))),
     ("scale", "l", _read_scale),
-    ("sample_steps", "s", _whole_number(between(1, _MOST_STEPS))),
+    ("sample_steps", "s", _whole_number(_within(1, _MOST_STEPS))),
     ("sample_sampler", "ss", _read_sampler),
 )
+
+
+_TEXT_KEYS = (_PROMPT, "negative_prompt")
 
 
 def _keys_by_letter() -> dict[str, str]:
@@ -193,7 +214,7 @@ def _of_line(line: str, place: str, problems: Problems) -> _Entry:
     ends = [*(mark.start() for mark in marks), len(line)][1:]
     for mark, end in zip(marks, ends, strict=True):
         name = mark["name"]
-        key = keys.get(name)
+        key = keys.get(name.lower())
         if key is None:
             problems.add(f"there is no option --{name}", place, _suggest_letter(name))
         elif key in given:
@@ -209,26 +230,43 @@ def _suggest_letter(name: str) -> str:
     keys = _keys_by_letter()
     known = {**{key: letter for letter, key in keys.items()}, **{letter: letter for letter in keys}}
     plain = re.sub(r"[=:0-9.].*", "", name.lower())
-    nearest = plain if plain in known else nearest_name(plain, known)
-    if nearest is None:
+    meant = plain if f"sample_{plain}" not in known else f"sample_{plain}"
+    if meant not in known and len(plain) >= _SHORTEST_WORD:
+        meant = nearest_name(plain, [name for name in known if len(name) >= _SHORTEST_WORD]) or plain
+    if meant not in known:
         return f"there are {', '.join(f'--{letter}' for letter in keys)}"
-    return f"did you mean --{known[nearest]}? A blank stands before its value"
+    return f"did you mean --{known[meant]}? A blank stands before its value"
+
+
+class _JsonTable(dict[str, Any]):
+    """A table of a JSON file.
+
+    Attributes:
+        twice: keys that it has more than once; the last value of each is kept.
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
 
 
 def _of_json(path: Path, problems: Problems) -> Iterator[_Entry]:
-    """A list; texts in it are read as lines of a text file."""
+    """A list; texts in it are read as lines of a text file, and what is null is not given."""
     try:
-        content = json.loads(_text_of(path))
+        content = json.loads(_text_of(path), object_pairs_hook=_JsonTable)
     except ValueError as error:
         raise UserError.of(f"not valid JSON: {error}", f"{FLAG} {path}", "mend that place") from None
     if not isinstance(content, list):
-        raise UserError.of("holds no list of prompts", f"{FLAG} {path}", 'write [{"prompt": "…"}, …]')
+        raise UserError.of("holds no list of prompts", f"{FLAG} {path}", _JSON_FORM)
     for number, item in enumerate(content, 1):
         place = f"{path}, prompt {number}"
         if isinstance(item, str):
             yield _of_line(item, place, problems)
-        elif isinstance(item, dict):
-            yield _of_table(item, _place_in(place), problems)
+        elif isinstance(item, _JsonTable):
+            for key in item.twice:
+                problems.add(f"{key} is given twice", _place_in(place)(key), "remove one of them")
+            given = {key: value for key, value in item.items() if value is not None}
+            yield _of_table(given, _place_in(place), problems)
         else:
             problems.add(f"must be a text or a table, got {item!r}", place, 'write {"prompt": "…"}')
 
@@ -246,7 +284,9 @@ def _of_toml(path: Path, problems: Problems) -> Iterator[_Entry]:
         problems.add("these are no tables of prompts", file.where((_PROMPT,)), form)
         return
     common = {key: value for key, value in shared.items() if key != _SUBSETS}
-    _refuse_unknown(common, lambda key: file.where((_PROMPT, key)), problems)
+    _check_table(common, lambda key: file.where((_PROMPT, key)), problems)
+    if common and not subsets:
+        problems.add("[prompt] holds only what prompts share, and there are none", file.where((_PROMPT,)), form)
     for number, subset in enumerate(subsets):
         yield _of_table(subset, _place_of_subset(file, number, subset), problems, common)
 
@@ -254,17 +294,29 @@ def _of_toml(path: Path, problems: Problems) -> Iterator[_Entry]:
 def _of_table(
     table: Mapping[str, Any], where: Callable[[str], str], problems: Problems, common: Mapping[str, Any] | None = None
 ) -> _Entry:
-    _refuse_unknown(table, where, problems)
+    _check_table(table, where, problems)
     return _Entry({**(common or {}), **table}, where)
 
 
-def _refuse_unknown(table: Mapping[str, Any], where: Callable[[str], str], problems: Problems) -> None:
+def _check_table(table: Mapping[str, Any], where: Callable[[str], str], problems: Problems) -> None:
+    """Refuses keys that mean nothing, and options of lines, which would be words of the picture here."""
     known = [key for key, _, _ in _FIELDS]
     for key in table:
         if key not in known:
             meant = f"sample_{key}"  # as two of them begin
             nearest = suggest_name(meant if meant in known else key, known, f"there are {', '.join(known)}")
             problems.add(f"unknown key {key}", where(key), nearest)
+        elif key in _TEXT_KEYS and isinstance(table[key], str):
+            for mark in _OPTION.finditer(table[key]):
+                problems.add(f"{mark[0]} would be read as text here", where(key), _suggest_key(mark["name"]))
+
+
+def _suggest_key(name: str) -> str:
+    """How a table says what an option of a line says."""
+    key = _keys_by_letter().get(name.lower())
+    if key is None:
+        return "take it out; two dashes with a blank behind them are text"
+    return f"take it out and write {key} = ... beside it, as a key of its own"
 
 
 def _place_in(place: str) -> Callable[[str], str]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_deis_multistep import DEISMultistepScheduler
@@ -27,6 +28,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from library.core.errors import UserError, suggest_name
 from library.options.samples import DDIM
 
+_HAIR = 1e-12  # of a stride
 _LEAST_SIGNAL = 2.0**-24  # in the place of none, for samplers that divide by it; as in Diffusers' own
 
 
@@ -69,45 +71,44 @@ class ExactLMSScheduler(LMSDiscreteScheduler):
 
 @dataclass(frozen=True)
 class _Kind:
-    """A scheduler's class, what it is told beside the noise schedule, and what the Web UI calls it.
+    """A scheduler's class, and what it is told beside the noise schedule.
 
     Attributes:
         knows_pure_noise: it can begin where nothing of a picture is left.
     """
 
     build: type[Any]  # Any: the classes have no typed base in common
-    shown: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     knows_pure_noise: bool = False
 
 
 # The last step ends at the noise of time 0 and the times are shifted by one, as in the published models' own settings.
 _SHIFTED = {"set_alpha_to_one": False, "steps_offset": 1}
-_LMS = _Kind(ExactLMSScheduler, "LMS")
-_EULER = _Kind(EulerDiscreteScheduler, "Euler")
-_EULER_A = _Kind(EulerAncestralDiscreteScheduler, "Euler a")
-_DPM_2 = _Kind(KDPM2DiscreteScheduler, "DPM2")
-_DPM_2_A = _Kind(KDPM2AncestralDiscreteScheduler, "DPM2 a")
+_LMS = _Kind(ExactLMSScheduler)
+_EULER = _Kind(EulerDiscreteScheduler)
+_EULER_A = _Kind(EulerAncestralDiscreteScheduler)
+_DPM_2 = _Kind(KDPM2DiscreteScheduler)
+_DPM_2_A = _Kind(KDPM2AncestralDiscreteScheduler)
 _SAMPLERS: Mapping[str, _Kind] = MappingProxyType(
     {
-        DDIM: _Kind(DDIMScheduler, "DDIM", {"clip_sample": False, **_SHIFTED}, knows_pure_noise=True),
-        "pndm": _Kind(PNDMScheduler, "PLMS", {"skip_prk_steps": True, **_SHIFTED}),
-        "heun": _Kind(HeunDiscreteScheduler, "Heun"),
+        DDIM: _Kind(DDIMScheduler, {"clip_sample": False, **_SHIFTED}, knows_pure_noise=True),
+        "pndm": _Kind(PNDMScheduler, {"skip_prk_steps": True, **_SHIFTED}),
+        "heun": _Kind(HeunDiscreteScheduler),
         # this algorithm cannot step to no noise at all
         "dpmsolver": _Kind(
-            DPMSolverMultistepScheduler, "DPM 2M", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+            DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
         ),
-        "dpmsolver++": _Kind(DPMSolverMultistepScheduler, "DPM++ 2M"),
+        "dpmsolver++": _Kind(DPMSolverMultistepScheduler),
         # said, or Diffusers turns it on itself and logs about it
-        "dpmsingle": _Kind(DPMSolverSinglestepScheduler, "DPM++ 2S", {"lower_order_final": True}),
+        "dpmsingle": _Kind(DPMSolverSinglestepScheduler, {"lower_order_final": True}),
         **dict.fromkeys(("k_lms", "lms"), _LMS),
         **dict.fromkeys(("k_euler", "euler"), _EULER),
         **dict.fromkeys(("k_euler_a", "euler_a"), _EULER_A),
         **dict.fromkeys(("k_dpm_2", "dpm_2"), _DPM_2),
         **dict.fromkeys(("k_dpm_2_a", "dpm_2_a"), _DPM_2_A),
-        "ddpm": _Kind(DDPMScheduler, "DDPM", {"clip_sample": False, "steps_offset": 1}, knows_pure_noise=True),
-        "unipc": _Kind(UniPCMultistepScheduler, "UniPC"),
-        "deis": _Kind(DEISMultistepScheduler, "DEIS"),
+        "ddpm": _Kind(DDPMScheduler, {"clip_sample": False, "steps_offset": 1}, knows_pure_noise=True),
+        "unipc": _Kind(UniPCMultistepScheduler),
+        "deis": _Kind(DEISMultistepScheduler),
     }
 )
 
@@ -139,9 +140,20 @@ def make_sampler(name: str, schedule: NoiseSchedule) -> Any:
         )
 
 
-def shown_name(name: str) -> str:
-    """What the Web UI calls a sampler; where it has none, what this one would be called there."""
-    return _kind_of(name).shown
+def set_steps(sampler: Any, steps: int, device: torch.device | None = None) -> None:
+    """Tells a sampler how many steps a picture takes, and so the diffusion times of them.
+
+    Spaced from the end, Diffusers adds strides of 1000 / `steps` until none is left. Where that quotient is rounded
+    down (61, 103, 121, ... steps), a hair is left, and it takes one time too many: -1, which no model knows. Strides
+    that are longer by far less than a time end where they should.
+
+    Args:
+        device: where the times lie; None for the CPU.
+    """
+    sampler.set_timesteps(steps, device=device)
+    if float(sampler.timesteps.min()) < 0:
+        sampler.set_timesteps(steps * (1 - _HAIR), device=device)
+        sampler.num_inference_steps = steps  # a whole number, by which some count on
 
 
 def _kind_of(name: str) -> _Kind:

@@ -51,6 +51,7 @@ from library.training.out_of_memory import explained_out_of_memory
 from library.training.previews import make_previews
 from library.training.progress import Moment, Progress, RunPlan, plan_run
 from library.training.report import start_report, summary
+from library.training.request_signals import interruptible
 from library.training.requests import RequestWatch
 from library.training.resume import restore
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
@@ -104,8 +105,9 @@ def _train(trainer: Trainer) -> bool:
             has_ended = trainer.run()
             if has_ended:
                 trainer.state.movement.refuse_still()
-                trainer.keeper.finish(Moment(trainer.progress.step, trainer.progress.epoch + 1, is_last=True))
-        trainer.keeper.close(has_ended)
+                trainer.keeper.finish(Moment(trainer.progress.step, trainer.plan.epochs, is_last=True))
+        with interruptible():  # it may wait for uploads
+            trainer.keeper.close(has_ended)
     finally:
         if trainer.accelerator.num_processes == 1:  # with several, draining takes all of them, and one may have failed
             trainer.log.drain()
@@ -191,7 +193,7 @@ def build_trainer(run: Run, accelerator: Accelerator, learner: Learner, planner:
         encode_latents=feed.encode_latents,
         plan=plan,
         state=state,
-        requests=RequestWatch(run.files.folder, accelerator, options.keeping.save_on_signal),
+        requests=RequestWatch(run.files.folder, run.files.name, accelerator, options.keeping.save_on_signal),
         keeper=_make_keeper(run, accelerator, learner, plan, state),
         max_grad_norm=options.training.max_grad_norm or inf,
         seed=options.training.seed,

@@ -37,6 +37,7 @@ from library.data.planner import Planner
 from library.data.uses import Samples
 from library.models.forms import EXTENSIONS
 from library.optim.schedulers import scheduler_name, warmup_updates
+from library.options.network import NetworkOptions
 from library.training.progress import RunPlan
 from library.training.run import BaseModel, EmbeddingRun, FullModelRun, NetworkRun, Run
 
@@ -94,7 +95,7 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
             "ss_lr_scheduler_args": list(options.optimizer.lr_scheduler_args),
             **({"ss_stop_text_encoder_training": run.text_encoder_stops} if isinstance(run, FullModelRun) else {}),
             **memory_values(options.memory),
-            **(network_values(run.network) if isinstance(run, NetworkRun) else {}),
+            **(network_values(_as_begun(run)) if isinstance(run, NetworkRun) else {}),
             **data_values(options.data, options.caching),
             **model_values(base),
             **caption_values(options.text),
@@ -103,6 +104,14 @@ def saved_metadata(run: Run, plan: RunPlan, base: BaseModelFacts, facts: RunFact
             **spec,
         }
     )
+
+
+def _as_begun(run: NetworkRun) -> NetworkOptions:
+    """A resumed run need not say again which file it began with; its own files say it as before."""
+    if run.resume is None or run.network.network_weights is not None:
+        return run.network
+    begun = run.resume.begun_with
+    return replace(run.network, network_weights=begun.get("network_weights", begun.get("hypernetwork_weights")))
 
 
 def _rates_of_parts(run: Run, rates: Mapping[str, float]) -> dict[str, float]:

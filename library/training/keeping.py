@@ -13,7 +13,7 @@ import torch
 
 from library.checkpoint.naming import average_file, epoch_stem, last_stem, state_folder, step_stem
 from library.checkpoint.saves import END, EPOCH, REQUEST, STEP
-from library.checkpoint.state import write_state
+from library.checkpoint.state import NAME_FACT, write_state
 from library.core.atomic_io import size_on_disk
 from library.core.errors import Incomplete, Problem, UserError
 from library.core.log import get_logger
@@ -67,12 +67,14 @@ class Keeper:
         self._saves_on_way: list[bool] = []  # whether each was a state
         self._last_size = 0  # of all that one save of the weights writes
         self._fresh: set[tuple[str, bool]] = set()  # what was just written: kind, and whether it is a state
-        self._end_is_kept = False  # in whatever form
+        self.has_end = False  # what was learned is saved; at a stop the state will do
+        self.has_state_of_end = False
         self._kept = KeptFiles(files.folder, files.name, self._options)
         if is_main:
             resume = trained.run.resume
-            saves_on_way = self._moments.every_steps is not None or self._moments.every_epochs is not None
-            self._kept.begin(resume.folder if resume else None, state.progress.step, saves_on_way)
+            on_way = (self._moments.every_steps, self._moments.every_epochs) != (None, None)
+            with_state = self._options.save_state or self._options.save_state_on_train_end
+            self._kept.begin(resume.folder if resume else None, state.progress.step, on_way or with_state)
 
     def keep(self, moment: Moment, asked: Requests) -> None:
         """Saves if it is due, or asked for; called by all processes after each update.
@@ -124,7 +126,7 @@ class Keeper:
         if self._saves_on_way:
             saves, states = self._saves_on_way.count(False), self._saves_on_way.count(True)
             lines.append(f"on the way: {saves} saves and {states} states; {self._kept.path} lists those that are kept")
-        return [*lines, *self._lines, *(f"not done: {failure}" for failure in self.failures)]
+        return [*lines, *self._lines, *self._uploads.told(), *(f"not done: {failure}" for failure in self.failures)]
 
     def raise_if_incomplete(self) -> None:
         """Called when nothing more can be done.
@@ -134,7 +136,7 @@ class Keeper:
             UserError: nothing of the end could be saved.
         """
         if self._problems:
-            raise (Incomplete if self._end_is_kept else UserError)(self._problems)
+            raise (Incomplete if self.has_end else UserError)(self._problems)
 
     def _due(self, moment: Moment, asked: Requests) -> Iterator[Due]:
         name, with_state = self._files.name, self._options.save_state
@@ -163,7 +165,7 @@ class Keeper:
         self._state.log.drain()  # a mean over all processes
         if not self._is_main:
             return
-        facts = {**self._facts, "step": moment.step, "epoch": moment.epoch}
+        facts = {**self._facts, NAME_FACT: self._files.name, "step": moment.step, "epoch": moment.epoch}
         for save in saves:
             folder, parts = state_folder(self._files.folder, save.stem), self._state.state_dict()
             written = _attempt(partial(_write_state, folder, parts, facts), folder, _tensor_bytes(parts))
@@ -173,11 +175,13 @@ class Keeper:
 
     def _take(self, save: Due, moment: Moment, written: Written, is_state: bool) -> None:
         """Lists what was written, hands it on, and tells what was not."""
+        self.has_state_of_end = self.has_state_of_end or (is_state and moment.is_last and bool(written.paths))
         if written.paths:
             self._kept.add(save.kind, is_state, (moment.step, moment.epoch), written.paths)
             self._uploads.add(written.paths, is_state=is_state)
         if save.is_end:
-            self._end_is_kept = self._end_is_kept or bool(written.paths)
+            is_enough = not is_state or save.kind == REQUEST
+            self.has_end = self.has_end or (is_enough and bool(written.paths))
             verb = "state" if is_state else "saved"
             self._lines += [f"{verb} {path} ({size_on_disk(path) / 1e6:.1f} MB)" for path in written.paths]
         elif written.paths:

@@ -106,20 +106,25 @@ class Previews:
         self._painter = painter
         self._goes_on = goes_on
         self._is_main = is_main
+        self._made = 0
         self._told: set[str] = set()
 
     def due(self, moment: Moment, asked: Requests) -> bool:
         """Whether it is time."""
         return asked.sample or (self._at_first and moment.step == 0) or self._moments.due(moment)
 
-    def make(self, moment: Moment, shown_in: PictureLog) -> None:
-        """Makes a picture of every prompt; what goes wrong is told, and training goes on."""
+    def make(self, moment: Moment, shown_in: PictureLog, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Makes a picture of every prompt; what goes wrong is told, and training goes on.
+
+        Args:
+            is_stopping: looked at before each picture; the rest is left out once it says so.
+        """
         if not self._is_main:
             return
         if not self._prompts:
             self._warn("samples were asked for, but there are no prompts", f"give {FLAG} FILE at the next start")
             return
-        pictures = self._attempt("no sample pictures", lambda: self._make_all(moment, shown_in))
+        pictures = self._attempt("no sample pictures", lambda: self._make_all(moment, shown_in, is_stopping))
         if pictures is None or all(pixels is None for pixels in pictures):
             return
         sheet = self._files.sheet
@@ -129,19 +134,30 @@ class Previews:
         )
         self._goes_on = True
 
-    def _make_all(self, moment: Moment, shown_in: PictureLog) -> list[Pixels | None]:
+    def told(self) -> list[str]:
+        """How many pictures this process made, for the summary."""
+        pictures = f"{self._made} picture{'s' if self._made > 1 else ''}"
+        return [f"samples: {pictures} in {self._files.folder}"] if self._made else []
+
+    def _make_all(self, moment: Moment, shown_in: PictureLog, is_stopping: Callable[[], bool]) -> list[Pixels | None]:
+        pictures: list[Pixels | None] = [None] * len(self._prompts)
         with self._painter.ready():
-            return [
-                self._attempt(
-                    f"no sample picture {number:02d} of {prompt.prompt!r}",
-                    partial(self._make_one, moment, shown_in, number, prompt),
+            for done, prompt in enumerate(self._prompts):
+                if is_stopping():
+                    log.info(
+                        "the run is to stop: %d of %d sample pictures are left out", len(pictures) - done, len(pictures)
+                    )
+                    break
+                pictures[done] = self._attempt(
+                    f"no sample picture {done + 1:02d} of {prompt.prompt!r}",
+                    partial(self._make_one, moment, shown_in, done + 1, prompt),
                 )
-                for number, prompt in enumerate(self._prompts, 1)
-            ]
+        return pictures
 
     def _make_one(self, moment: Moment, shown_in: PictureLog, number: int, prompt: SamplePrompt) -> Pixels:
         pixels = self._painter.paint(prompt)
         self._files.write(moment.step, number, prompt, pixels)
+        self._made += 1
         shown_in.picture(moment.step, moment.epoch, f"sample/{number:02d}", pixels)
         return pixels
 
@@ -186,21 +202,27 @@ def make_previews(run: Run, models: StableDiffusion, network: nn.Module | None, 
     name, clip_skip = last_stem(run.files.name), options.text.clip_skip
     shared = {"Model": name, **({} if clip_skip is None else {"Clip skip": str(clip_skip)})}
     files = SampleFiles(run.files.folder / "sample", name, shared, max(2, len(str(len(run.prompts)))))
-    if run.prompts:
-        log.info("samples: %s", _describe(options.samples, len(run.prompts), files.folder))
     goes_on = run.resume is not None
+    if run.prompts:
+        log.info("samples: %s", describe_samples(options.samples, len(run.prompts), files.folder, goes_on))
     return Previews(options.samples, run.prompts, files, painter, goes_on, accelerator.is_main_process)
 
 
-def _describe(options: SampleOptions, prompts: int, folder: Path) -> str:
-    """A line for the report."""
-    times = ["before the first update"] if options.sample_at_first else []
+def describe_samples(options: SampleOptions, prompts: int, folder: Path, goes_on: bool) -> str:
+    """A line for the report: of what, when and where to.
+
+    Args:
+        goes_on: whether the run was resumed, and its first update is done.
+    """
+    times = ["before the first update"] if options.sample_at_first and not goes_on else []
     if options.sample_every_n_epochs is not None:
         unused = options.sample_every_n_steps is not None
         note = ", which win over --sample_every_n_steps" if unused else ""
         times.append(f"every {options.sample_every_n_epochs} epochs{note}")
     elif options.sample_every_n_steps is not None:
         times.append(f"every {options.sample_every_n_steps} updates")
+    if not times:
+        times.append('made when a file "sample now" in the output folder asks for them')
     return printable(f"{prompts} prompt{'s' if prompts > 1 else ''}, {' and '.join(times)}, in {folder}")
 
 

@@ -16,6 +16,7 @@ class RunPlan:
         updates_per_epoch: of the first epoch; rotating regularisation pictures can change it by a few.
         batches_per_epoch: micro-batches of the first epoch, over all processes.
         epochs: epochs begun by the end of the run.
+        whole_epochs: epochs ended by then; the last one may be cut short.
         accumulation: micro-batches an update takes from each process.
         processes: processes that train together.
     """
@@ -24,6 +25,7 @@ class RunPlan:
     updates_per_epoch: int
     batches_per_epoch: int
     epochs: int
+    whole_epochs: int
     accumulation: int
     processes: int
 
@@ -96,9 +98,10 @@ def plan_run(epochs: EpochLengths, max_steps: int | None, max_epochs: int | None
         ValueError: when neither is given.
     """
     if max_epochs is not None:
-        total, begun = epochs.updates_in_epochs(max_epochs), max_epochs
+        total, begun, ended = epochs.updates_in_epochs(max_epochs), max_epochs, max_epochs
     elif max_steps is not None:
         total, begun = max_steps, _epochs_begun(epochs, max_steps)
+        ended = begun if epochs.updates_in_epochs(begun) == total else begun - 1
     else:
         raise ValueError("neither steps nor epochs")
     return RunPlan(
@@ -106,6 +109,7 @@ def plan_run(epochs: EpochLengths, max_steps: int | None, max_epochs: int | None
         updates_per_epoch=epochs.updates_in_epoch(0),
         batches_per_epoch=epochs.batches_in_epoch(0),
         epochs=begun,
+        whole_epochs=ended,
         accumulation=epochs.accumulation,
         processes=epochs.process_count,
     )

@@ -22,7 +22,7 @@ from library.options.text import CHUNK_TOKENS, LONGEST, WEBUI_SPLITTING
 from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
 from library.training.checks.keeping import save_moments
-from library.training.checks.resume import LATEST
+from library.training.checks.resumed_state import LATEST
 from library.training.progress import RunPlan
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
 from library.training.tracker_settings import active_trackers
@@ -55,9 +55,9 @@ def start_report(
         f"length: {plan.total_updates} updates in {plan.epochs} epoch(s) of {plan.updates_per_epoch};"
         f" an update is batch {batch} x accumulation {plan.accumulation} x processes {plan.processes}"
     )
-    training, logging_dir = run.options.training, run.options.logs.logging_dir
+    training, logs = run.options.training, run.options.logs
     lines.append(f"runs on: {accelerator.device}, mixed precision {training.mixed_precision}, seed {training.seed}")
-    tensorboard = f", TensorBoard below {logging_dir}" if logging_dir else ""
+    tensorboard = f", TensorBoard below {logs.logging_dir}" if TENSORBOARD in active_trackers(logs) else ""
     average = f", running average {run.files.average}" if run.files.average else ""
     lines.append(f"writes: {run.files.result}{average}, log {run.files.log}{tensorboard}")
     lines += _keeping_lines(run, plan)
@@ -72,8 +72,14 @@ def summary(run: Run, trainer: Trainer, seconds: float) -> list[str]:
     """
     step = trainer.progress.step
     has_ended = step >= trainer.plan.total_updates
-    lines = [*trainer.keeper.told(), _speed_line(run, trainer, seconds), _log_line(run)]
-    lines.append(f"next: {_next_step(run)}" if has_ended else _way_on(run, step))
+    lines = [*trainer.keeper.told(), _speed_line(run, trainer, seconds)]
+    lines += [*trainer.log.told(), *trainer.previews.told()]
+    if not has_ended:
+        lines.append(_way_on(run, step))
+    elif trainer.keeper.has_end:
+        lines.append(f"next: {_next_step(run)}")
+    elif trainer.keeper.has_state_of_end:
+        lines.append(f"to save what was learned: {_same_command(run)}; nothing is trained again")
     return [printable(line) for line in lines]
 
 
@@ -84,24 +90,22 @@ def _speed_line(run: Run, trainer: Trainer, seconds: float) -> str:
     return line + "".join(f"; {place}: at most {peak:.0f} MiB" for place, peak in peaks.items() if peak is not None)
 
 
-def _log_line(run: Run) -> str:
-    logs = run.options.logs
-    if TENSORBOARD not in active_trackers(logs):
-        return f"log: {run.files.log}"
-    return f"log: {run.files.log}; curves: tensorboard --logdir={logs.logging_dir}, then http://localhost:6006/"
-
-
 def _way_on(run: Run, step: int) -> str:
     """How a run that was stopped is taken up again."""
     state = state_folder(run.files.folder, step_stem(run.files.name, step))
     if not state.is_dir():
         return f"{state} could not be written, so the run cannot go on from here"
+    return f"to go on: {_same_command(run)}"
+
+
+def _same_command(run: Run) -> str:
+    """What changes of the command that this run was given, where it is resumed."""
     given = run.options.keeping.resume
     if given is None:
-        return "to go on: the same command with --resume latest"
+        return "the same command with --resume latest"
     if run.options.upload.resume_from_huggingface:
-        return f"to go on: the same command without --resume_from_huggingface, and --resume latest instead of {given}"
-    return "to go on: the same command" + ("" if given == LATEST else f" with --resume latest instead of {given}")
+        return f"the same command without --resume_from_huggingface, and --resume latest instead of {given}"
+    return "the same command" + ("" if given == LATEST else f" with --resume latest instead of {given}")
 
 
 def _keeping_lines(run: Run, plan: RunPlan) -> list[str]:
@@ -115,9 +119,8 @@ def _keeping_lines(run: Run, plan: RunPlan) -> list[str]:
     on_way = with_state if times and keeping.save_state else ""
     lines = [f"saves: {''.join(f'{time}{on_way}; ' for time in times)}at the end{at_end}"]
     if run.upload is not None:
-        when = "in the background" if run.upload.in_background else "at the end"
         what = "files and states" if run.upload.with_states else "files"
-        lines.append(f"uploads: {what}, {when}, to {run.upload.repo_id}")
+        lines.append(f"uploads: {what}, each as soon as it is saved, to {run.upload.repo_id}")
     lines.append(f"to stop: Ctrl-C, or a file named stop in {run.files.folder}; the update is finished and saved")
     return lines
 

@@ -22,14 +22,17 @@ class RequestFiles:
     """Looks for files by name and removes those it found.
 
     Names count in any case, with a blank, an underscore or a hyphen between their words, and with .txt behind them.
+    Behind the run's own name and a dot they are meant for this run alone; those of other runs are left to them.
 
     Args:
         folder: where they appear; it need not be there yet.
+        run: the name of the run.
         meanings: what each asks for, by its name in small letters and with blanks.
     """
 
-    def __init__(self, folder: Path, meanings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, run: str, meanings: Mapping[str, str]) -> None:
         self._folder = folder
+        self._prefix = f"{run}."
         self._meanings = meanings
         self._next_look = 0.0
         self._stuck: set[str] = set()  # names of those that could not be removed
@@ -55,9 +58,11 @@ class RequestFiles:
         there = self._there()
         self._stuck &= there.keys()
         taken = {name: meaning for name, meaning in there.items() if name not in self._stuck}
-        for name in taken:
+        for name in list(taken):
             try:
-                (self._folder / name).unlink(missing_ok=True)
+                (self._folder / name).unlink()
+            except FileNotFoundError:  # another run in this folder was quicker
+                del taken[name]
             except OSError as error:
                 self._stuck.add(name)
                 shown, reason = printable(str(self._folder / name)), error.strerror
@@ -68,7 +73,10 @@ class RequestFiles:
         found: dict[str, str] = {}
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                meaning = self._meanings.get(_BLANK.sub(" ", entry.name.lower().removesuffix(".txt")))
+                meaning = self._meaning_of(entry.name) or self._meaning_of(entry.name.removeprefix(self._prefix))
                 if meaning is not None and not entry.is_dir():
                     found[entry.name] = meaning
         return found
+
+    def _meaning_of(self, name: str) -> str | None:
+        return self._meanings.get(_BLANK.sub(" ", name.lower().removesuffix(".txt")))

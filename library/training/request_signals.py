@@ -13,6 +13,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from library.core.errors import EXIT_INTERRUPTED
+from library.core.log import get_logger
+from library.core.signals import handled_by
+
+log = get_logger(__name__)
 
 STOP, SAVE = "stop", "save"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,6 +28,7 @@ _STDERR = 2
 _STOPPING = "finishing this update, then saving; again to end at once"
 _ENDING = "ended at once; what was saved before is whole"
 _SAVING = "saving after this update"
+_UNHEARD = "%s saves nothing: whatever started this process made it ignore the signal; a file named save now works"
 
 
 class SignalRequests:
@@ -52,6 +57,10 @@ class SignalRequests:
         self._taken = heard
         return new
 
+    def is_stopping(self) -> bool:
+        """Whether the next call of `take` will have a `STOP`."""
+        return self._heard[STOP] != self._taken[STOP]
+
     @contextmanager
     def heard(self) -> Iterator[bool]:
         """Inside, signals are requests. A signal that the process was told to ignore stays ignored.
@@ -67,13 +76,12 @@ class SignalRequests:
         listener = threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True)
         listener.start()
         former_mouth = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-        heeded = [number for number in self._meaning if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-        former = {number: signal.signal(number, self._count) for number in heeded}
         try:
-            yield True
+            with handled_by(self._count, self._meaning) as heeded:
+                if self._speaks and SAVE_SIGNAL is not None and SAVE_SIGNAL in self._meaning.keys() - heeded:
+                    log.warning(_UNHEARD, SAVE_SIGNAL.name)
+                yield True
         finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
             signal.set_wakeup_fd(former_mouth)
             mouth.shutdown(socket.SHUT_RDWR)  # closing would not end it: forked processes hold it as well
             listener.join()
@@ -101,6 +109,20 @@ class SignalRequests:
         if self._speaks:
             with suppress(OSError):  # nobody may be there to read it
                 os.write(_STDERR, f"\n{text}\n".encode())  # not by the log, which the main thread may hold
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM interrupts as Ctrl-C does. What follows within a second is the same signal once more."""
+    came_at: list[float] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came_at.append(time.monotonic())
+        if len(came_at) == 1 or came_at[-1] - came_at[-2] > _SAME:
+            raise KeyboardInterrupt
+
+    with handled_by(interrupt, STOP_SIGNALS):
+        yield
 
 
 def _end_at_once() -> None:

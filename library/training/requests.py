@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from library.checkpoint.naming import last_stem
 from library.core.log import get_logger
 from library.training.request_files import RequestFiles
 from library.training.request_signals import SAVE, STOP, SignalRequests
@@ -39,16 +40,19 @@ class RequestWatch:
 
     Args:
         folder: the output folder, where the files appear.
+        name: `--output_name`, or None; files may be meant for this run alone.
         accelerator: the processes.
         save_on_signal: whether a signal asks for a save, see `--save_on_signal`.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, save_on_signal: bool) -> None:
+    def __init__(self, folder: Path, name: str | None, accelerator: Accelerator, save_on_signal: bool) -> None:
         self._accelerator = accelerator
         self._is_main, self._is_one_of_several = accelerator.is_main_process, accelerator.num_processes > 1
         self._folder = folder
         self._signals = SignalRequests(save_on_signal, speaks=self._is_main)
-        self._files = RequestFiles(folder, FILES)
+        self._files = RequestFiles(folder, last_stem(name), FILES)
+        self._found: set[str] = set()  # by files, since the last look
+        self._stops = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -67,10 +71,20 @@ class RequestWatch:
         """What was asked for since the last call; called by all processes after each update."""
         asked = self._signals.take()
         if self._is_main:
-            asked |= self._asked_by_files()
+            asked |= self._asked_by_files() | self._found
+            self._found = set()
         if self._is_one_of_several:
             asked = self._asked_of_any(asked)
-        return Requests(STOP in asked, SAVE in asked, SAMPLE in asked) if asked else _NOTHING
+        if not asked:
+            return _NOTHING
+        self._stops = STOP in asked and SAMPLE not in asked  # who asks for both wants the samples first
+        return Requests(STOP in asked, SAVE in asked, SAMPLE in asked)
+
+    def is_stopping(self) -> bool:
+        """Whether a stop was asked for, so that nothing long should be begun. For the main process; costs little."""
+        if not self._stops:
+            self._found |= self._asked_by_files()
+        return self._stops or STOP in self._found or self._signals.is_stopping()
 
     def _asked_by_files(self) -> set[str]:
         asked = self._files.look()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from library.checkpoint.foreign_state import ForeignState, read_foreign_state
+from library.checkpoint.public_order import in_public_order
 from library.checkpoint.state import read_state
 from library.core.log import get_logger
+from library.methods.base import TEXT_ENCODER
 from library.optim.optimizers import unwrapped
 from library.training.checks.resume import ResumePoint
 from library.training.training_state import TrainingState, settings_of, unfit
@@ -154,26 +156,68 @@ def _plain(name: str) -> str:
 
 
 def _load_foreign_optimizer(optimizer: Mapping[str, Any], state: TrainingState) -> bool:
-    """Whether the optimizer's state fits, weight by weight in its order; if so it is put in.
+    """Whether the optimizer's state fits; if so it is put in.
+
+    It knows weights by their numbers. Those of the public tool are counted in another order than ours; whose order it
+    is the shapes tell: no two of the layers that stand elsewhere have all of theirs in common.
 
     An optimizer that keeps numbers in its groups, too (the rate that it finds, the average it makes), begins anew:
     other tools save its weights in another of their forms.
     """
-    packed, shapes = state.optimizer.state_dict(), [parameter.shape for _, _, parameter in state.named_weights()]
+    packed = state.optimizer.state_dict()
     known: Mapping[int, Any] = optimizer.get("state", {})
     sizes = [len(group["params"]) for group in optimizer.get("param_groups", ())]
     keeps_more = any({"d", "train_mode"} & set(group) for group in packed["param_groups"])
     needed = _kept_for_a_weight(state.optimizer)
-    if not known or keeps_more or needed is None or sizes != [len(g["params"]) for g in packed["param_groups"]]:
+    if not known or keeps_more or needed is None:
         return False
-    for number, own in known.items():
-        tensors = [value for value in own.values() if isinstance(value, Tensor) and value.dim()]
-        if number >= len(shapes) or any(value.shape != shapes[number] for value in tensors):
-            return False
     if any(not needed <= set(own) <= needed | _OF_EIGHT_BITS for own in known.values()):
         return False
-    state.load_optimizer({**packed, "state": dict(known)})
-    return True
+    weights = [parameter for _, _, parameter in state.named_weights()]
+    for groups in (_groups_of_the_public_tool(state), [group for _, group in _numbered(state)]):
+        order = [number for group in groups for number in group]
+        as_counted = [len(group) for group in groups] == sizes or (len(order) == sum(sizes) and len(sizes) == 1)
+        if groups and as_counted and _fits(known, [weights[number].shape for number in order]):
+            state.load_optimizer({**packed, "state": {order[number]: own for number, own in known.items()}})
+            return True
+    return False
+
+
+def _fits(known: Mapping[int, Any], shapes: Sequence[torch.Size]) -> bool:
+    """Whether what an optimizer keeps of each weight has that weight's shape."""
+    return all(
+        number < len(shapes)
+        and all(value.shape == shapes[number] for value in own.values() if isinstance(value, Tensor) and value.dim())
+        for number, own in known.items()
+    )
+
+
+def _numbered(state: TrainingState) -> list[tuple[str, list[int]]]:
+    """Names of the groups, with the numbers of their weights."""
+    found: dict[str, list[int]] = {}
+    for number, (group, _, _) in enumerate(state.named_weights()):
+        found.setdefault(group, []).append(number)
+    return list(found.items())
+
+
+def _groups_of_the_public_tool(state: TrainingState) -> list[list[int]]:
+    """The numbers of our weights, group by group, as the public tool counts them; empty where that is not known.
+
+    Of whole models it takes the U-Net first, of networks the text encoder.
+    """
+    names = [_plain(name) for _, name, _ in state.named_weights()]
+    is_network = any(name.startswith("lora_") for name in names)
+    groups = _numbered(state)
+    if not is_network:
+        groups.sort(key=lambda group: group[0].startswith(TEXT_ENCODER))
+    found = []
+    for _, numbers in groups:
+        own = {names[number]: number for number in numbers}
+        order = in_public_order(list(own))
+        if order is None or len(own) < len(numbers):
+            return []
+        found.append([own[name] for name in order])
+    return found
 
 
 def _kept_for_a_weight(optimizer: Any) -> set[str] | None:

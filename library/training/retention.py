@@ -11,6 +11,7 @@ from pathlib import Path
 from library.checkpoint.manifest import MANIFEST, read_manifest
 from library.checkpoint.naming import STATE_ENDING
 from library.checkpoint.saves import END, EPOCH, STEP, FileFacts, Save, SaveList, files_of
+from library.checkpoint.state import place_of, state_folders
 from library.core.atomic_io import remove_left_overs, temporary_name
 from library.core.errors import UserError
 from library.core.log import get_logger
@@ -52,29 +53,41 @@ class KeptFiles:
         """Clears away what killed processes left, and takes up the list of the run that is resumed.
 
         A new run begins with an empty list, so that what an earlier run of that name has saved is not taken for its
-        own. One that saves nothing but its end needs none.
+        own, and so does one that goes on from a state of another run. States that are not the run's are passed over
+        from now on. One that saves nothing but its end needs no list where there are none.
 
         Args:
             resumed: the state folder that the run goes on from; None where it begins.
             step: updates done.
-            saves_on_way: whether more than the end will be saved.
+            saves_on_way: whether more than the file of the end will be saved.
         """
         for ending in _ENDINGS:
             remove_left_overs(self._folder, ending)
         remove_left_over_folders(self._folder)
-        self._keeps_list = saves_on_way or resumed is not None or self._list.path.exists()
-        if resumed is None:
-            self.write()
-            return
+        others = [state for state in state_folders(self._folder, self._name) if not _is_same(state, resumed)]
+        self._keeps_list = saves_on_way or resumed is not None or bool(others) or self._list.path.exists()
+        if resumed is not None and self._take_up(resumed):
+            self._list.forget_after(step)
+            for save in [save for save in self._list.saves if not self._is_there(save)]:
+                self._list.drop(save)  # removed, and the run was killed before it could say so
+            self._adopt(resumed, step)
+            others = [state for state in others if _is_after(state, step) and not self._list.holds(state.name)]
+        self._list.pass_over(others)
+        self.write()
+
+    def _take_up(self, resumed: Path) -> bool:
+        """Reads the list of the run that is resumed; whether there is one, and it is this run's."""
         try:
-            self._list = SaveList.read(self._folder, self._name)
+            found = SaveList.read(self._folder, self._name)
         except UserError as error:
             log.warning("%s; a new list is begun, and no older file is removed", error)
-        self._list.forget_after(step)
-        for save in [save for save in self._list.saves if not self._is_there(save)]:
-            self._list.drop(save)  # removed, and the run was killed before it could say so
-        self._adopt(resumed, step)
-        self.write()
+            return False
+        if found.goes_on_with(resumed):
+            self._list = found
+            return True
+        if found.saves:
+            log.info("%s is of another run, so a new list is begun, and no older file is removed", found.path)
+        return False
 
     def add(self, kind: str, is_state: bool, place: tuple[int, int], paths: Sequence[Path]) -> None:
         """Lists what was just written.
@@ -169,6 +182,16 @@ def remove_whole(path: Path) -> None:
     doomed = path.with_name(temporary_name(_REMOVED))
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _is_same(state: Path, resumed: Path | None) -> bool:
+    return resumed is not None and state.resolve() == resumed.resolve()
+
+
+def _is_after(state: Path, step: int) -> bool:
+    """Also where it is not known."""
+    reached, _ = place_of(state)
+    return reached is None or reached > step
 
 
 def _files_of_state(folder: Path) -> dict[str, FileFacts]:

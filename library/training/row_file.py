@@ -38,7 +38,7 @@ class RowFile:
         self._waiting: list[bytes] = []
         self._rows = self._checksum = 0
         self._goes_on_with: tuple[int, int] | None = None  # rows and checksum
-        self._has_failed = False
+        self._has_failed = self._was_removed = False
 
     def add(self, row: Mapping[str, float]) -> None:
         """Takes a row; `flush` writes it. Numbers that are not finite become null: JSON has none."""
@@ -61,6 +61,9 @@ class RowFile:
             self._let_go()
 
     def _write(self, to_disk: bool) -> None:
+        self._look_after_removal()
+        if self._file is None and not self._waiting:
+            return
         file = self._opened()
         content = b"".join(self._waiting)
         file.write(content)
@@ -86,6 +89,25 @@ class RowFile:
         """Writes what waits, if it can be written."""
         self.flush()
         self._let_go()
+
+    def told(self) -> str:
+        """Where the rows stand and which do not, for the summary."""
+        lost = " without its beginning, which was removed" if self._was_removed else ""
+        left = f"; its last {len(self._waiting)} rows could not be written" if self._waiting else ""
+        return f"log: {self._path}{lost}{left}"
+
+    def _look_after_removal(self) -> None:
+        """What is written into a file that somebody removed is lost without an error, so another one is begun."""
+        if self._file is None or os.fstat(self._file.fileno()).st_nlink > 0:
+            return
+        with suppress(FileNotFoundError):  # some file systems count no links
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                return
+        if not self._was_removed:
+            log.warning("%s was removed, its rows up to here are lost; later ones go to a new file", self._path)
+        self._was_removed = True
+        self._let_go()
+        self._length = self._goes_on_with = None
 
     def _let_go(self) -> None:
         if self._file is not None:

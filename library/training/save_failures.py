@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from library.checkpoint.upload_queue import waiting_sizes
 from library.core.errors import Problem, UserError
 
 # what the libraries that write files raise when a disk is full, a folder cannot be written to, or memory is short
@@ -30,7 +31,7 @@ def save_problems(error: BaseException, path: Path, needed: int | None = None) -
         free = free_space(path.parent)
         known = "" if needed is None else f", {mebibytes(needed)} needed at least"
         what += "" if free is None else f" ({mebibytes(free)} free{known})"
-        fix = "make room; --save_last_n_epochs and --save_last_n_steps keep fewer files"
+        fix = f"make room; --save_last_n_epochs and --save_last_n_steps keep fewer files{told_waiting(path.parent)}"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
         fix = "no file may be so large here (a FAT32 disk ends at 4 GB, `ulimit -f` tells a limit); take another disk"
     elif isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
@@ -45,6 +46,15 @@ def free_space(folder: Path) -> int | None:
         return None if nearest is None else shutil.disk_usage(nearest).free
     except OSError:
         return None
+
+
+def told_waiting(folder: Path) -> str:
+    """The rest of an advice to make room, where uploads wait in the folder: their files stay until they are made."""
+    return "".join(
+        f"; {mebibytes(size)} wait for their upload in {queue} and stay on the disk until it is made: "
+        f"python tools/upload_left_overs.py {folder}, or delete {queue} to drop them"
+        for queue, size in waiting_sizes(folder).items()
+    )
 
 
 def mebibytes(count: int) -> str:

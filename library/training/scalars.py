@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,28 @@ class _Picture:
     pixels: NDArray[np.uint8]
 
 
+class _Stopwatch:
+    """Seconds that go by, but for those inside a pause."""
+
+    def __init__(self) -> None:
+        self._paused = 0.0
+        self._stopped_at: float | None = None
+
+    def __call__(self) -> float:
+        now = time.perf_counter() if self._stopped_at is None else self._stopped_at
+        return now - self._paused
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time stands still inside; not entered twice."""
+        self._stopped_at = begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
+            self._stopped_at = None
+
+
 class ScalarLog:
     """Collects the numbers of each update and writes them in order.
 
@@ -71,7 +94,9 @@ class ScalarLog:
         self._losses: list[torch.Tensor] = []
         self._epoch_sum, self._epoch_count = 0.0, 0
         self._last_step = 0
-        self._since = self._last_record = time.perf_counter()
+        self._lost: dict[str, str] = {}  # trackers that failed, and why
+        self._watch = _Stopwatch()
+        self._since = self._last_record = self._watch()
         self.first_loss: float | None = None
 
     @property
@@ -86,7 +111,7 @@ class ScalarLog:
         """
         self._waiting.append(_Row(step, epoch, dict(numbers)))
         self._losses.append(loss.detach().float())
-        self._last_record = time.perf_counter()
+        self._last_record = self._watch()
         if step <= DRAIN_EVERY or step % DRAIN_EVERY == 0:
             self.drain()
             return True
@@ -99,7 +124,7 @@ class ScalarLog:
         losses = iter(self._reduce(torch.stack(self._losses)).tolist())
         waiting = [entry for entry in self._waiting if isinstance(entry, _Row)]
         known = iter(_read_together([row.numbers for row in waiting]))
-        # to the last update, not to now: a save or a validation may have come since
+        # to the last update, not to now: what comes after it belongs to none
         speed = len(waiting) / max(self._last_record - self._since, 1e-9)
         memory = self._peak_memory()
         shared = {SPEED: speed} | ({} if memory is None else {PEAK_MEMORY: round(memory, 1)})
@@ -129,7 +154,10 @@ class ScalarLog:
             self._waiting.append(shown)
         else:
             self._show(shown)
-            self._since = time.perf_counter()
+
+    def pause(self) -> AbstractContextManager[None]:
+        """Inside is what no update takes, however long: validation, pictures, saves. `speed` leaves it out."""
+        return self._watch.pause()
 
     def end_epoch(self, step: int, epoch: int) -> None:
         """Writes the mean loss of the epoch (counted from 1). All processes do it together."""
@@ -165,13 +193,19 @@ class ScalarLog:
         for tracker in self._trackers:
             if tracker.name in state["trackers"]:
                 tracker.load_state_dict(state["trackers"][tracker.name], self._last_step)
-        self._since = time.perf_counter()
+        self._since = self._watch()
 
     def close(self) -> None:
         """Closes the files. What waits is lost unless it was drained before, which all processes must do together."""
         if self._rows is not None:
             self._rows.close()
         self._each(lambda tracker: tracker.close())
+
+    def told(self) -> list[str]:
+        """Where everything was logged, and what was not, for the summary; after `close`."""
+        lines = [] if self._rows is None else [self._rows.told()]
+        lines += [line for tracker in self._trackers if (line := tracker.told())]
+        return [*lines, *(f"{name}: not logged to the end, {reason}" for name, reason in self._lost.items())]
 
     def _count(self, loss: float) -> None:
         self._recent.append(loss)
@@ -190,7 +224,7 @@ class ScalarLog:
     def _flush(self) -> None:
         if self._rows is not None:
             self._rows.flush()
-        self._since = time.perf_counter()
+        self._since = self._watch()
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         """Does something with every tracker; one that fails is left out from then on."""
@@ -202,6 +236,7 @@ class ScalarLog:
                 told = "%s cannot be logged to any more, training goes on and the JSONL log has everything: %s"
                 log.warning(told, tracker.name, reason)
                 self._trackers.remove(tracker)
+                self._lost[tracker.name] = reason
 
 
 def _read_together(rows: Sequence[Mapping[str, Number]]) -> list[dict[str, float]]:

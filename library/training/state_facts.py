@@ -20,6 +20,8 @@ from library.data.description.config import DatasetConfig, SubsetConfig
 from library.data.index.index import ImageIndex
 from library.data.placement import Placements
 from library.models.files.folder_weights import STEMS, weights_files
+from library.optim.registry import KNOWN, chosen_name, chosen_path
+from library.optim.schedulers import scheduler_name
 from library.options.record import TRAINS, Kind, recorded_defaults, recorded_kinds
 from library.training.progress import RunPlan
 
@@ -33,6 +35,7 @@ STEP, EPOCH = "step", "epoch"  # those who write a state add them
 _LOOK = 1 << 16  # bytes
 _LEGACY_PLACE = 1 << 20  # where the Web UI's first hash looks
 _CHANGES_TOLD = 8  # of one dataset
+_TOLD_BY_FILES = ("num_vectors_per_token",)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,17 @@ class Change:
 
 def state_facts(run: Run, plan: RunPlan) -> dict[str, Any]:
     """Numbers, texts and tables of them, for JSON: options, pictures, base model and length of the run; no paths and no
-    secrets."""
-    return facts_of(run.options, run.base, run.index, run.placements, plan)
+    secrets. A resumed run keeps what it once began with, also where that is not said again."""
+    facts = facts_of(run.options, run.base, run.index, run.placements, plan)
+    begun = run.resume.begun_with if run.resume is not None else {}
+    return {**facts, OPTIONS: {**facts[OPTIONS], **begun}}
+
+
+def begun_with(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a state that say where its run began, as far as they were given."""
+    kinds = recorded_kinds()
+    given = {name: value for name, value in facts.get(OPTIONS, {}).items() if kinds.get(name) is Kind.STARTS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def facts_of(
@@ -65,7 +77,7 @@ def facts_of(
     """`state_facts` of what the checks before a run have found."""
     return {
         TRAINS: options.record[TRAINS],
-        OPTIONS: {name: value for name, value in options.record.items() if name != TRAINS},
+        OPTIONS: _options_in_force(options),
         RATES: {
             "--learning_rate": options.rates.asked,
             "--unet_lr": options.rates.unet,
@@ -78,6 +90,17 @@ def facts_of(
         PROCESSES: plan.processes,
         TORCH: torch.__version__,
     }
+
+
+def _options_in_force(options: RunOptions) -> dict[str, Any]:
+    """The options by name; optimizer and schedule as what they lead to, however they were asked for."""
+    several = {TRAINS, "use_8bit_adam", "use_lion_optimizer", "lr_scheduler_type"}
+    values = {name: value for name, value in options.record.items() if name not in several}
+    name = chosen_name(options.optimizer)
+    known = next((known for known in KNOWN if known.casefold() == name.casefold()), None)
+    is_more = known is not None and KNOWN[known].fills  # than its class
+    optimizer = known if is_more else chosen_path(options.optimizer)
+    return {**values, "optimizer_type": optimizer, "lr_scheduler": scheduler_name(options.optimizer)}
 
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -97,7 +120,9 @@ def _option_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
     for name in sorted({*old, *new}):
         before, now = (side.get(name, usual.get(name)) for side in (old, new))
         kind = kinds.get(name, Kind.DECIDES)
-        if before != now and not (kind is Kind.STARTS and now == usual.get(name)):  # nothing given, nothing meant
+        is_unsaid = kind is Kind.STARTS and now == usual.get(name)  # nothing given, nothing meant
+        is_unknown = name in _TOLD_BY_FILES and None in (before, now)  # loading compares the shapes
+        if before != now and not (is_unsaid or is_unknown):
             found.append(Change(f"--{name}", before, now, kind))
     return found
 
@@ -160,7 +185,7 @@ def _subset_facts(index: ImageIndex, subset: SubsetConfig) -> dict[str, Any]:
 
 
 def _picture_facts(index: ImageIndex, placements: Placements) -> dict[str, Any]:
-    """How many train, and a hash of what they are: names, sizes, captions, masks, buckets."""
+    """How many train, and a hash of what they are: names, sizes in pixels and in bytes, captions, masks, buckets."""
     rows = np.flatnonzero(~index.is_validation)
     sizes, captions = hashlib.sha256(), hashlib.sha256()
     columns = (index.width, index.height, index.has_alpha, placements.resized_width, placements.resized_height)
@@ -178,6 +203,7 @@ def _picture_facts(index: ImageIndex, placements: Placements) -> dict[str, Any]:
         "number": len(rows),
         "fingerprint of their names": names.hexdigest()[:16],
         "fingerprint of their sizes": sizes.hexdigest()[:16],
+        "fingerprint of their files' sizes": hashlib.sha256(index.file_sizes[rows].tobytes()).hexdigest()[:16],
         "fingerprint of their captions": captions.hexdigest()[:16],
     }
 

@@ -28,6 +28,9 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Writes the rest, within a bounded time."""
 
+    def told(self) -> str:
+        """Where people find what was logged, for the summary; empty where nothing was. Called last."""
+
     def state_dict(self) -> dict[str, Any]:
         """What it needs to go on where it is, fit for JSON."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 from library.core.errors import Problems, suggest_name
 from library.core.optional import import_optional
 from library.core.toml_files import TomlFile, read_toml
+from library.options.checks import file_stem
 from library.options.logs import ALL, TENSORBOARD, WANDB, LogOptions
+
+Complain = Callable[[Any], str | None]  # what is wrong with a value
 
 KEY_FLAG = "--wandb_api_key"
 # arguments of `SummaryWriter` and `wandb.init` that are said elsewhere, and where
@@ -74,27 +78,79 @@ def read_tracker_settings(options: LogOptions) -> TrackerSettings:
             fix = "remove the table, or ask for the tracker with --log_with"
             problems.add(f"[{name}] would do nothing: nothing is logged with it", file.where((name,)), fix)
         else:
-            _check_keys(file, (name,), table, _known_arguments(name), problems)
+            _check_keys(file, (name,), table, _arguments_of(name), problems)
     if problems:
         problems.raise_if_any()
     return TrackerSettings(file.content.get(TENSORBOARD, {}), file.content.get(WANDB, {}))
 
 
-def _tables(active: Collection[str]) -> str:
+def _tables(active: Sequence[str]) -> str:
     return ", ".join(f"[{name}]" for name in active)
 
 
-def _known_arguments(tracker: str) -> Collection[str]:
-    """What the tracker's own function takes, asked of the function itself."""
+def _arguments_of(tracker: str) -> dict[str, Complain]:
+    """What the tracker's own function takes, asked of the function itself; and who says what values it cannot have."""
     if tracker == TENSORBOARD:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
-        return list(inspect.signature(SummaryWriter).parameters)
-    return list(inspect.signature(import_optional("wandb", "wandb", "--log_with wandb").init).parameters)
+        known = inspect.signature(SummaryWriter).parameters
+        return {name: partial(_unlike_default, argument.default) for name, argument in known.items()}
+    of_settings = _settings_of_wandb()
+    return {
+        name: partial(_not_for_wandb, argument.annotation, of_settings.get(name))
+        for name, argument in _signature(_wandb().init).parameters.items()
+    }
+
+
+def _settings_of_wandb() -> dict[str, Complain]:
+    return {name: partial(_refused_as_setting, name) for name in _wandb().Settings.model_fields}
+
+
+def _wandb() -> Any:
+    return import_optional("wandb", "wandb", "--log_with wandb")
+
+
+def _unlike_default(default: Any, value: Any) -> str | None:
+    """SummaryWriter takes anything, and its thread dies of it later."""
+    if isinstance(default, str):
+        return (file_stem(value) if value else None) if isinstance(value, str) else "must be text"
+    if isinstance(default, int):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if is_whole and value > 0 else "must be a whole number from 1 on"
+    return None
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # a version that imports its types for type checkers alone: no value of it is checked
+        return inspect.signature(function)
+
+
+def _not_for_wandb(annotation: Any, as_setting: Complain | None, value: Any) -> str | None:
+    complaint = None
+    if not isinstance(annotation, str):
+        adapter = import_optional("pydantic", "pydantic", "--log_with wandb").TypeAdapter  # wandb itself needs it
+        complaint = _refused_by(adapter(annotation).validate_python, value)
+    return complaint or (as_setting(value) if as_setting is not None else None)
+
+
+def _refused_as_setting(name: str, value: Any) -> str | None:
+    settings = _wandb().Settings
+    return _refused_by(lambda given: settings(**{name: given}), value)
+
+
+def _refused_by(validate: Callable[[Any], Any], value: Any) -> str | None:
+    try:
+        validate(value)
+    except (ValueError, TypeError) as error:  # pydantic's are of the first kind, with an explanation for each place
+        errors = getattr(error, "errors", None)
+        return str(errors()[0]["msg"] if errors else error)
+    return None
 
 
 def _check_keys(
-    file: TomlFile, place: tuple[str, ...], table: Mapping[str, Any], known: Collection[str], problems: Problems
+    file: TomlFile, place: tuple[str, ...], table: Mapping[str, Any], known: Mapping[str, Complain], problems: Problems
 ) -> None:
     tracker, elsewhere = place[0], _SAID_ELSEWHERE[place[0]]
     for key, value in table.items():
@@ -106,5 +162,6 @@ def _check_keys(
             fix = suggest_name(key, [k for k in known if k not in elsewhere], f"see the documentation of {tracker}")
             problems.add(f"{tracker} knows no {name}", where, fix)
         elif (tracker, name) == (WANDB, "settings") and isinstance(value, dict):
-            fields = import_optional("wandb", "wandb", "--log_with wandb").Settings.model_fields
-            _check_keys(file, (*place, key), value, list(fields), problems)
+            _check_keys(file, (*place, key), value, _settings_of_wandb(), problems)
+        elif complaint := known[key](value):
+            problems.add(f"{name} cannot be {value!r}: {complaint}", where, f"see the documentation of {tracker}")

@@ -44,6 +44,7 @@ class TensorBoardTracker:
         self._stamped: str | None = None  # the folder below root
         self._after: int | None = None  # the update a resumed run goes on after
         self._writer: Any = None
+        self._file: Path | None = None  # that grows by what is logged
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -58,12 +59,20 @@ class TensorBoardTracker:
     def flush(self) -> None:
         """See `Tracker`."""
         if self._writer is not None:
+            self._refuse_removed()
             self._writer.flush()
 
     def close(self) -> None:
         """See `Tracker`."""
         if self._writer is not None:
+            self._refuse_removed()
             self._writer.close()
+
+    def told(self) -> str:
+        """See `Tracker`."""
+        if self._writer is None:
+            return ""
+        return f"curves: tensorboard --logdir={self._root}, then http://localhost:6006/"
 
     def state_dict(self) -> dict[str, Any]:
         """See `Tracker`; the folder's own name, so that the state tells nobody's folders."""
@@ -91,10 +100,18 @@ class TensorBoardTracker:
             if not is_new:
                 _wait_for_later_name(folder)
             purged = {} if self._after is None else {"purge_step": self._after + 1}
+            before = set(folder.glob(f"{_EVENTS}*"))
             self._writer = SummaryWriter(str(folder), **purged, **self._arguments)
+            self._file = next(iter(set(folder.glob(f"{_EVENTS}*")) - before), None)
             if is_new:
                 self._tell_config()
+        self._refuse_removed()
         return self._writer
+
+    def _refuse_removed(self) -> None:
+        """The writer would end with a traceback, or go on with a file that no reader takes."""
+        if self._file is not None and not self._file.exists():
+            raise FileNotFoundError(f"its file below {self._root} was removed")
 
     def _claim_folder(self) -> str:
         """Makes a folder that no other run has, also not one of the same second."""

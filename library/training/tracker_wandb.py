@@ -64,6 +64,7 @@ class WandbTracker:
         self._goes_on = False
         self._run: Any = None
         self._package: Any = None
+        self._place = ""  # where the run is found
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -81,6 +82,10 @@ class WandbTracker:
         """See `Tracker`."""
         if self._run is not None:
             self._run.finish(exit_code=int(sys.exception() is not None))  # what ends the training, if something does
+
+    def told(self) -> str:
+        """See `Tracker`."""
+        return self._place
 
     def state_dict(self) -> dict[str, Any]:
         """See `Tracker`."""
@@ -129,9 +134,10 @@ class WandbTracker:
     def _tell_place(self) -> None:
         if self._run.settings.mode == OFFLINE:
             how = "wandb sync --append" if self._goes_on else "wandb sync"
-            log.info("wandb: offline; `%s %s` sends it", how, Path(self._run.dir).parent)
+            self._place = f"wandb: offline; `{how} {Path(self._run.dir).parent}` sends it"
         else:
-            log.info("wandb: %s", self._run.url)
+            self._place = f"wandb: {self._run.url}"
+        log.info("%s", self._place)
 
     def _without_key(self, error: Exception) -> str:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

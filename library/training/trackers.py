@@ -14,7 +14,7 @@ from library.core.device import peak_memory_mib
 from library.core.memory import peak_process_mib
 from library.core.secrets import taken_secret
 from library.core.sizes import Size, Span
-from library.options.base import OptionGroup
+from library.options.base import OptionGroup, info_of, option_fields
 from library.options.logs import KEY_PLACES, TENSORBOARD, WANDB
 from library.options.write import options_as_dict
 from library.training.methods import tracker_name
@@ -28,6 +28,10 @@ from library.training.tracker_tensorboard import TensorBoardTracker
 from library.training.tracker_wandb import WandbTracker
 
 Scalar = bool | int | float | str
+
+_PLACES = ("DIR", "FILE", "MODEL", "STATE")  # metavars of options that name a file or folder
+_ARGUMENT = re.compile(r"(\w+=)(.*)", re.DOTALL)
+_ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:[/\\]")  # how a path begins that tells of this machine
 
 
 def open_log(run: Run, plan: RunPlan, accelerator: Accelerator) -> ScalarLog:
@@ -68,9 +72,10 @@ def _trackers(run: Run) -> list[Tracker]:
 def tracker_config(run: Run) -> dict[str, Scalar]:
     """The options in force, as trackers show them: no secrets, and of files and folders the bare names."""
     groups = [group for group in vars(run.options).values() if isinstance(group, OptionGroup)]
-    found: dict[str, Any] = dict(run.options.record)  # those of the script's own kind of run
+    found: dict[str, Any] = dict(run.options.record)  # those of the script's own kind of run, places are bare there
     for group in groups:
-        found |= options_as_dict(group)
+        places = [item.name for item in option_fields(type(group)) if info_of(item).metavar in _PLACES]
+        found |= {name: _bare(value) if name in places else value for name, value in options_as_dict(group).items()}
     return {name: _shown(value) for name, value in found.items() if value is not None}
 
 
@@ -79,8 +84,20 @@ def _shown(value: Any) -> Scalar:
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, tuple, Size, Span)):
-        return ", ".join(str(_shown(part)) for part in value)
+        return ", ".join(_argument(part) if isinstance(part, str) else str(_shown(part)) for part in value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_shown(part)}" for name, part in value.items())
-    word, text = re.fullmatch(r"(\w+=)?(.*)", str(value), re.DOTALL).groups(default="")  # type: ignore[union-attr]
-    return word + re.split(r"[/\\]", text.rstrip("/\\"))[-1]  # no folders before a name
+    return str(value)
+
+
+def _argument(word: str) -> str:
+    """A word of a list; of those like `key=value` a value that is a file or folder of this machine is told bare."""
+    found = _ARGUMENT.fullmatch(word)
+    return found[1] + _bare(found[2]) if found and _ABSOLUTE.match(found[2]) else word
+
+
+def _bare(place: Any) -> Any:
+    """The name of a file or folder without the folders before it; of several, each."""
+    if isinstance(place, tuple):
+        return tuple(map(_bare, place))
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1] if isinstance(place, str) else place

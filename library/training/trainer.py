@@ -184,13 +184,14 @@ class Trainer:
         is_last = self.progress.step == self.plan.total_updates
         moment = Moment(self.progress.step, batch.epoch + 1, batch.closes_epoch, is_last)
         asked = self.requests.look()
-        if moment.ends_epoch or moment.is_last:
-            self.log.end_epoch(moment.step, moment.epoch)
-        if self.validation is not None and self.validation.due(moment):
-            self._validate(self.validation, moment)
-        if self.previews.due(moment, asked):
-            self._preview(moment)
-        self.keeper.keep(moment, asked)
+        with self.log.pause():
+            if moment.ends_epoch or moment.is_last:
+                self.log.end_epoch(moment.step, moment.epoch)
+            if self.validation is not None and self.validation.due(moment):
+                self._validate(self.validation, moment)
+            if self.previews.due(moment, asked):
+                self._preview(moment)
+            self.keeper.keep(moment, asked)
         return not asked.stop or moment.is_last
 
     def _validate(self, validation: Validation, moment: Moment) -> None:
@@ -206,10 +207,11 @@ class Trainer:
     def _preview_at_first(self) -> None:
         moment = Moment(self.progress.step, self.progress.epoch + 1)
         if moment.step == 0 and self.previews.due(moment, Requests()):
-            self._preview(moment)
+            with self.log.pause():
+                self._preview(moment)
 
     def _preview(self, moment: Moment) -> None:
         """Sample pictures of the weights as they would be saved; the training does not notice."""
         eval_mode(self.optimizer)
-        self.previews.make(moment, self.log)
+        self.previews.make(moment, self.log, self.requests.is_stopping)
         train_mode(self.optimizer)

@@ -89,13 +89,13 @@ class Figures:
         )
 
 
-def play(folder: Path, rounds: int, seed: int, kinds: Sequence[Kind] = KINDS) -> Figures:
+def play(folder: Path, rounds: int, seed: int, kinds: Sequence[Kind]) -> Figures:
     """Plays so many rounds below `folder`; the same seed draws the same moments."""
     draws, figures = random.Random(seed), Figures()
     base, data = prepare(folder)
     common = ["--pretrained_model_name_or_path", str(base), "--train_data_dir", str(data), "--resolution", "64"]
     common += ["--max_data_loader_n_workers", "0"]
-    warm_up(folder, common)
+    warm_up(folder, common, kinds)
     for number in range(rounds):
         kind = kinds[number % len(kinds)]
         out = folder / kind.name
@@ -121,10 +121,10 @@ def play(folder: Path, rounds: int, seed: int, kinds: Sequence[Kind] = KINDS) ->
     return figures
 
 
-def warm_up(folder: Path, words: Sequence[str]) -> None:
+def warm_up(folder: Path, words: Sequence[str], kinds: Sequence[Kind]) -> None:
     """Trains for one update here, so that the processes of the rounds find everything imported."""
     out = ("--output_dir", str(folder / "warm"), "--max_train_steps", "1")
-    for main in (train_network.main, train_db.main):
+    for main in {kind.main for kind in kinds}:
         main([*words, *out, "--overwrite"])
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -259,10 +259,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=[kind.name for kind in KINDS], help="default: all, in turns")
     asked = parser.parse_args()
+    kinds = [kind for kind in KINDS if asked.kinds is None or kind.name in asked.kinds]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        figures = play(Path(folder), asked.rounds, asked.seed)
+        figures = play(Path(folder), asked.rounds, asked.seed, kinds)
         print(figures)
         for problem in figures.wrong:
             print(problem)

@@ -42,7 +42,7 @@ for source, name, is_set in given["add"]:
 start = time.perf_counter()
 left = worker.finish(given.get("patience", 60))
 finished = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "finished": finished, "left": left, "uploaded": worker.uploaded}))
+print(json.dumps({"seconds": seconds, "finished": finished, "left": left, "uploaded": sum(worker.uploaded.values())}))
 """
 
 
@@ -148,7 +148,7 @@ def test_what_the_hub_refuses_is_in_nobodys_way(hub: HubServer, tmp_path: Path) 
     hub.repos["model", "owner/locked"] = Repo("private")
     hub.locked.add("owner/locked")
     code = WORKER.replace('Repository("owner/name")', "Repository(name)")
-    given = {"queue": str(tmp_path / "queue")}
+    given: dict[str, Any] = {"queue": str(tmp_path / "queue")}
     given["add"] = [(str(tmp_path / "a.bin"), "owner/locked", False), (str(tmp_path / "b.bin"), "owner/open", False)]
     answer, talk = answer_of(start_client(code, given, environment(hub, tmp_path)))
     assert answer["left"] == {"1": "the Hub refuses the access token (status 403)"}

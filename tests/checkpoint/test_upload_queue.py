@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from library.checkpoint.hub_client import Repository
-from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
+from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder, waiting_sizes
 
 REPO = Repository("owner/name")
 
@@ -50,6 +50,17 @@ def test_what_is_queued_outlives_its_original_and_the_process(tmp_path: Path) ->
     contents = {f.path_in_repo: f.stored.read_text() for f in state.files}
     assert contents == {"m-state/deep/ä.bin": "two", "m-state/manifest.json": "{}"}
     assert state.size == 5 and state.place.is_set
+
+
+def test_the_room_that_waiting_files_take_is_told_for_each_queue(tmp_path: Path) -> None:
+    assert waiting_sizes(tmp_path) == {} == waiting_sizes(tmp_path / "absent")
+    queue = UploadQueue(queue_folder(tmp_path, "x"))
+    entry = queue.add(write(tmp_path / "a", "abc"), place("a"))
+    queue.add(write(tmp_path / "b-state" / "b", "ab").parent, place("b-state", is_set=True))
+    shutil.rmtree(tmp_path / "b-state")
+    (queue_folder(tmp_path, "empty")).mkdir()
+    assert waiting_sizes(tmp_path) == {queue.folder: 5}
+    assert queue.folder_of(entry) == queue.folder / "00000001"
 
 
 def test_files_are_linked_not_copied(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from library.core.tensor_files import (
     DTYPE_NAMES,
+    HEADER_LIMIT,
     LEGACY_HASH_KEY,
     MODEL_HASH_KEY,
     data_hash,
@@ -48,6 +49,16 @@ def test_the_reference_library_reads_what_we_write(tmp_path: Path) -> None:
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
     with safe_open(str(path), "pt") as file:
         assert file.metadata() == {"ss_名前": "値", "a": "b"}
+
+
+def test_metadata_that_no_reader_would_take_is_refused(tmp_path: Path) -> None:
+    """Readers refuse a header of 100 MB; a folder of many tags has made such files elsewhere."""
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, example(), {"a": "b"})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"would make x\.safetensors unreadable"):
+        write_safetensors(path, example(), {"ss_tag_frequency": "x" * HEADER_LIMIT})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_bytes_do_not_depend_on_order(tmp_path: Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from library.core.errors import UserError
+from library.core.errors import EXIT_INTERRUPTED, UserError
 from library.data.augment import Choice
 from library.data.batch import Batch
 from library.data.cache.latents import fill_memory_store
 from library.data.captions.caption_changes import CaptionChanges, split_tags
-from library.data.dataset import LatentStore, TrainingDataset, make_loader
+from library.data.dataset import LatentStore, Loader, TrainingDataset, make_loader
 from library.data.index.index import ImageIndex
 from library.data.placement import place_all
 from library.data.planner import Planner, RequestStream
@@ -32,6 +37,7 @@ from tests.data.data_helpers import (
     toy_tokenize_with_weights,
     views_of,
 )
+from tests.training.runs import ROOT
 
 
 def batches_of(
@@ -199,3 +205,54 @@ def test_picture_lost_during_training_is_named(tmp_path: Path, workers: int) -> 
     with pytest.raises(UserError, match=r"3\.png: the file is empty") as error:
         batches_of(index, None, workers, updates=40)
     assert len(error.value.problems) == 1
+
+
+INTERRUPTED_WHILE_FORKING = """
+import os, signal, sys
+from torch.utils.data import Dataset
+from library.core.errors import run_script
+from library.data.dataset import make_loader
+
+class Numbers(Dataset):
+    def __getitem__(self, number):
+        return number
+
+def main():
+    loader = make_loader(Numbers(), range(100), 2, pin_memory=False, start_method="fork")
+    os.register_at_fork(before=lambda: sys.argv.pop() and signal.raise_signal(signal.SIGINT) if sys.argv[1:] else None)
+    print(sum(loader))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(run_script(main))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
+def test_a_ctrl_c_while_workers_are_forked_is_not_lost() -> None:
+    """Python swallows what is raised in the hooks of a fork, and goes on."""
+    command = [sys.executable, "-c", INTERRUPTED_WHILE_FORKING, "once"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (EXIT_INTERRUPTED, "")
+    assert ended.stderr.strip().endswith("interrupted") and "KeyboardInterrupt" not in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Linux and macOS have it")
+def test_afterwards_a_signal_means_what_it_did() -> None:
+    heard: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+
+        class Stream:
+            """Its iteration begins where workers would be started."""
+
+            def __iter__(self) -> Iterator[int]:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert heard == []
+                return iter([1])
+
+        assert list(Loader[int](Stream())) == [1]
+        assert heard == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, former)

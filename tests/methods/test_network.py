@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from library.core.errors import UserError
+from library.core.tensor_files import MODEL_HASH_KEY, data_hash
 from library.methods.model_views import text_encoder_view, unet_view
 from library.methods.network import Network
 from library.methods.network_module import (
@@ -130,6 +132,20 @@ def test_lycoris_trains_saves_loads_and_serves_as_base(tmp_path: Path, algo: str
         loaded.eval()
         with torch.no_grad():
             torch.testing.assert_close(predict(other), trained, atol=1e-4, rtol=0)
+
+
+def test_lycoris_saves_the_same_bytes_twice(tmp_path: Path) -> None:
+    """By itself it writes what it says of the file in another order each time."""
+    method, network = attached(tiny(), network_module=LYCORIS, network_args=("algo=loha", "preset=attn-mlp"))
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    metadata = {f"ss_{number}": str(number) for number in range(9)}
+    for file in files:
+        method.save(file, torch.float16, metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert set(load_file(files[0])) == set(network.state_dict())
+    with safe_open(str(files[0]), "pt") as opened:
+        kept = opened.metadata()
+    assert kept == {**metadata, MODEL_HASH_KEY: data_hash(files[0])}
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from library.options.base import OptionGroup, option, option_fields
+from library.options.base import OptionGroup, default_of, option, option_fields
 from library.options.caching import CachingOptions
 from library.options.data import DataOptions
 from library.options.embedding import EmbeddingOptions
@@ -113,6 +113,52 @@ def test_a_record_knows_what_trains() -> None:
     assert options_record(parse("fine_tune.py"))[TRAINS] == WHOLE_MODEL
     assert options_record(parse("fine_tune.py", "--hypernetwork_module", "networks.hypernetwork"))[TRAINS] == NETWORK
     assert options_record(parse("train_textual_inversion.py", "--token_string", "zumira"))[TRAINS] == EMBEDDING
+
+
+# of options that have no default themselves: what is in force without them, and what may have to be said beside it
+SAID = {
+    "clip_skip": ["1"],
+    "network_dim": ["4"],
+    "network_alpha": ["1"],
+    "num_vectors_per_token": ["1"],
+    "lr_scheduler_num_cycles": ["1"],
+    "lr_scheduler_power": ["1"],
+    "lr_scheduler_timescale": ["10000"],
+}
+UNSAID = {  # without them there is nothing; or, of the last two, `library/training/state_facts.py` knows
+    *("augmentation_variants", "network_dropout", "network_weights", "scale_weight_norms", "noise_offset"),
+    *("adaptive_noise_scale", "multires_noise_iterations", "ip_noise_gamma", "min_snr_gamma", "v_pred_like_loss"),
+    *("lr_scheduler_type", "lr_scheduler_min_lr_ratio", "stop_text_encoder_training", "hypernetwork_module"),
+    *("hypernetwork_weights", "token_string", "init_word", "weights", "optimizer_type", "lr_scheduler"),
+}
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_to_say_a_default_changes_no_record(script: str) -> None:
+    needed = ["--token_string", "zumira"] if script == "train_textual_inversion.py" else []
+    record = options_record(parse(script, *needed))
+    for group in SCRIPTS[script].groups:
+        for item in option_fields(group):
+            usual = default_of(item)
+            if item.name not in recorded_kinds() or usual is False or usual == () or item.name in UNSAID:
+                continue
+            words = SAID[item.name] if usual is None else [f"{usual}"]
+            assert options_record(parse(script, *needed, f"--{item.name}", *words)) == record, item.name
+
+
+def test_what_files_or_other_options_decide_has_other_defaults() -> None:
+    files = ["--base_weights", "a.safetensors", "b.safetensors"]
+    said = options_record(parse("train_network.py", *files, "--base_weights_multiplier", "1", "1.0"))
+    assert said == options_record(parse("train_network.py", *files))
+    assert said["base_weights_multiplier"] == [1.0, 1.0]
+    from_file = ["--dim_from_weights", "--network_weights", "a.safetensors"]
+    assert options_record(parse("train_network.py", *from_file))["network_dim"] is None
+    assert options_record(parse("train_network.py", "--lr_warmup_steps", "30"))["lr_scheduler_timescale"] == 30
+    assert options_record(parse("train_network.py", "--lr_warmup_steps", "0.3"))["lr_scheduler_timescale"] is None
+    embedding = parse("train_textual_inversion.py", "--token_string", "x-y", "--weights", "a.safetensors")
+    assert options_record(embedding)["num_vectors_per_token"] is None
+    tuned = options_record(parse("fine_tune.py", "--hypernetwork_weights", "a.pt"))
+    assert tuned["hypernetwork_module"] == "networks.hypernetwork"
 
 
 def test_defaults_are_known_for_all_that_is_recorded() -> None:

@@ -109,7 +109,7 @@ def test_all_mistakes_of_a_text_are_told_with_their_lines(tmp_path: Path) -> Non
         "/prompts.txt, line 3: there is no prompt -> say what the picture should show",
         "/prompts.txt, line 4, --s: must be a whole number, got 'x' -> correct it",
         "/prompts.txt, line 5, --w: must be a whole number, got '' -> correct it",
-        "/prompts.txt, line 5, --d: must be between 0 and 9.22337e+18, got -1 -> correct it",
+        "/prompts.txt, line 5, --d: must be between 0 and 9223372036854775807, got -1 -> correct it",
         "/prompts.txt, line 5, --l: must be between 1 and 100, got 0.5 -> correct it",
         "/prompts.txt, line 5, --ss: there is no sampler 'eulr_a'; did you mean euler_a? -> correct it",
     ]
@@ -135,7 +135,7 @@ def test_values_out_of_range_are_refused(tmp_path: Path, line: str, told: str) -
 
 
 def test_all_mistakes_of_tables_are_told(tmp_path: Path) -> None:
-    texts = [{"prompt": "a", "steps": 3}, {"seed": True}, 5, "b --q", {"prompt": 1, "scale": None}]
+    texts = [{"prompt": "a", "steps": 3}, {"seed": True}, 5, "b --q", {"prompt": 1, "scale": "x"}]
     assert mistakes(tmp_path, json.dumps(texts), ".json") == [
         "/prompts.json, prompt 1, key steps: unknown key steps -> did you mean sample_steps?",
         "/prompts.json, prompt 3: must be a text or a table, got 5 -> write {\"prompt\": \"…\"}",
@@ -143,7 +143,7 @@ def test_all_mistakes_of_tables_are_told(tmp_path: Path) -> None:
         "/prompts.json, prompt 2, key seed: must be a whole number, got True -> correct it",
         "/prompts.json, prompt 2, key prompt: there is no prompt -> say what the picture should show",
         "/prompts.json, prompt 5, key prompt: must be text, got 1 -> correct it",
-        "/prompts.json, prompt 5, key scale: must be a number, got None -> correct it",
+        "/prompts.json, prompt 5, key scale: must be a number, got 'x' -> correct it",
     ]  # fmt: skip
     toml = '[prompt]\nwidht = 64\n[[prompt.subset]]\nprompt = "a"\nwidth = 65\n[[prompt.subset]]\nseed = 3\n[other]\n'
     assert mistakes(tmp_path, toml, ".toml") == [
@@ -155,13 +155,88 @@ def test_all_mistakes_of_tables_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_options_of_lines_are_no_words_of_tables(tmp_path: Path) -> None:
+    """They would be drawn, silently."""
+    texts = [{"prompt": "a cat -- or two --w 64"}, {"prompt": "a", "negative_prompt": "--SS ddim --ar 1"}]
+    beside = "beside it, as a key of its own"
+    assert mistakes(tmp_path, json.dumps(texts), ".json") == [
+        f"/prompts.json, prompt 1, key prompt: --w would be read as text here -> take it out and write width = ..."
+        f" {beside}",
+        f"/prompts.json, prompt 2, key negative_prompt: --SS would be read as text here -> take it out and write"
+        f" sample_sampler = ... {beside}",
+        "/prompts.json, prompt 2, key negative_prompt: --ar would be read as text here -> take it out; two dashes with"
+        " a blank behind them are text",
+    ]
+    shared = '[prompt]\nnegative_prompt = "x --d 1"\n[[prompt.subset]]\nprompt = "--h 64"'
+    assert [place.partition(": ")[0] for place in mistakes(tmp_path, shared, ".toml")] == [
+        "/prompts.toml, line 2, key negative_prompt",
+        "/prompts.toml, line 4, key prompt",
+    ]
+
+
+def test_null_is_not_given_in_json(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(TABLE)
+    assert read(tmp_path, json.dumps(["a cat", {**nothing, "prompt": "a dog"}]), ".json") == read(
+        tmp_path, "a cat\na dog"
+    )
+    assert "there is no prompt" in mistakes(tmp_path, json.dumps([nothing]), ".json")[0]
+
+
+def test_keys_of_json_that_stand_twice_are_told(tmp_path: Path) -> None:
+    text = '[{"prompt": "a", "seed": 1, "prompt": "b", "seed": 1}, {"prompt": "a"}]'
+    assert mistakes(tmp_path, text, ".json") == [
+        "/prompts.json, prompt 1, key prompt: prompt is given twice -> remove one of them",
+        "/prompts.json, prompt 1, key seed: seed is given twice -> remove one of them",
+    ]
+
+
+@pytest.mark.parametrize("text", [r'["a \ud83d cat"]', r'[{"prompt": "a \ud83d cat"}]'])
+def test_half_a_character_is_refused(tmp_path: Path, text: str) -> None:
+    (found,) = mistakes(tmp_path, text, ".json")
+    assert "holds half a character (a lone surrogate, at place 3)" in found
+
+
+def test_numbers_of_any_length_are_told(tmp_path: Path) -> None:
+    (found,) = mistakes(tmp_path, json.dumps([{"prompt": "a", "width": 8 * 10**400}]), ".json")
+    assert "must be between 64 and 4096, got 8000" in found
+
+
+def test_letters_are_read_in_both_cases(tmp_path: Path) -> None:
+    (prompt,) = read(tmp_path, "a cat --W 64 --H 72 --N dog --SS Heun")
+    assert prompt == SamplePrompt("a cat", "dog", Size(64, 72), 40, 7.5, 30, "heun")
+    assert "--W is given twice" in mistakes(tmp_path, "a cat --w 64 --W 64")[0]
+
+
+def test_samplers_have_the_names_of_the_web_ui_as_well(tmp_path: Path) -> None:
+    (prompt,) = read(tmp_path, "a cat --ss DPM++  2M --s 4")
+    assert prompt.sampler == "dpmsolver++"
+    (table,) = read(tmp_path, json.dumps([{"prompt": "a cat", "sample_sampler": "Euler a"}]), ".json")
+    assert table.sampler == "euler_a"
+    assert "did you mean dpm++ 2m?" in mistakes(tmp_path, "a cat --ss DPM++ 2M Karr")[0]
+
+
+@pytest.mark.parametrize("option", ["cn", "am", "st", "nm", "sd", "g", "ow"])
+def test_options_that_only_other_tools_have_suggest_nothing(tmp_path: Path, option: str) -> None:
+    (found,) = mistakes(tmp_path, f"a cat --{option} 1")
+    assert found.endswith("-> there are --n, --w, --h, --d, --l, --s, --ss")
+
+
+@pytest.mark.parametrize(
+    ("option", "letter"), [("widht", "w"), ("negative", "n"), ("steps", "s"), ("sampler", "ss"), ("SEED=3", "d")]
+)
+def test_options_that_are_nearly_right_suggest_the_letter(tmp_path: Path, option: str, letter: str) -> None:
+    assert f"did you mean --{letter}?" in mistakes(tmp_path, f"a cat --{option} 1")[0]
+
+
 @pytest.mark.parametrize(
     ("text", "ending", "told"),
     [
         ("# nothing\n\n", ".txt", "there is no prompt in"),
         ("[]", ".json", "there is no prompt in"),
         ("", ".toml", "there is no prompt in"),
-        ("[prompt]\nwidth = 64", ".toml", "there is no prompt in"),
+        ("[prompt]\nwidth = 64\nprompt = 'a'", ".toml", "a [[prompt.subset]] for each prompt"),
+        ("[" * 100_000, ".json", "nested too deeply"),
+        ("[prompt]\na = " + "[" * 10_000, ".toml", "nested too deeply"),
         ("[[prompt]]\nprompt = 'a'", ".toml", "no tables of prompts"),
         ("prompt = 'a'", ".toml", "no tables of prompts"),
         ("[{", ".json", "not valid JSON"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,8 @@ from library.options.samples import SAMPLERS
 from library.options.text import TextOptions
 from library.preview.generate import PromptReader, generate
 from library.preview.prompts import SamplePrompt
-from library.preview.samplers import ExactLMSScheduler, NoiseSchedule, make_sampler, shown_name
+from library.preview.sampler_names import sampler_named, shown_name
+from library.preview.samplers import ExactLMSScheduler, NoiseSchedule, make_sampler, set_steps
 from library.text.tokenizer import load_tokenizer
 
 REQUEST = SamplePrompt("a cat by a window", "blurry", Size(64, 48), seed=5, scale=6.0, steps=5)
@@ -114,7 +116,8 @@ def peer(name: str, **more: Any) -> Any:
 def test_every_name_has_a_class_and_a_name_to_show() -> None:
     for name in SAMPLERS:
         make_sampler(name, schedule_of())
-        assert shown_name(name)
+        shown = sampler_named(f" {shown_name(name.upper()).upper()} ")
+        assert shown in (name, name.removeprefix("k_")) and sampler_named(name.upper()) == name
     assert set(SAMPLERS) == {*PEERS, *PLAIN, "lms", "k_lms"}
     for name in [*PLAIN, "k_lms"]:
         short = name.removeprefix("k_")
@@ -174,10 +177,36 @@ def test_a_schedule_that_ends_in_pure_noise_is_sampled_from_there(name: str) -> 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_pure_noise_is_no_harm_to_any_sampler(name: str) -> None:
-    """It begins at the last time, and a prediction that is right throughout leads to the picture."""
+    assert_right_predictions_lead_to_the_picture(name, 12)
+
+
+# Diffusers' own times of these numbers of steps end at -1
+ROUNDED_DOWN = [steps for steps in range(1, 501) if len(np.arange(1000, 0, -1000 / steps)) > steps]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_times_that_diffusers_rounds_wrongly_are_right(name: str) -> None:
+    assert ROUNDED_DOWN[0] == 61 and len(ROUNDED_DOWN) == 29
+    assert_right_predictions_lead_to_the_picture(name, 61)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
+def test_all_times_that_diffusers_rounds_wrongly_are_right(name: str) -> None:
+    for steps in ROUNDED_DOWN:
+        assert_right_predictions_lead_to_the_picture(name, steps)
+
+
+def assert_right_predictions_lead_to_the_picture(name: str, steps: int) -> None:
+    """A sampler begins at the last time, takes as many as it is told, and a right prediction leads to the picture."""
     sampler = make_sampler(name, schedule_of("v_prediction", zero_snr=True))
-    sampler.set_timesteps(12)
-    assert float(sampler.timesteps[0]) == 999
+    set_steps(sampler, steps)
+    whole = sorted({int(time) for time in sampler.timesteps.tolist() if time == int(time)}, reverse=True)
+    assert whole[0] == 999 and sampler.num_inference_steps == steps
+    if "dpm_2" in name:  # it looks at times between as well
+        assert len(sampler.timesteps) == 2 * steps - 1 and min(sampler.timesteps) >= 0
+    elif name != "dpmsingle":  # it knows no other spacing than its own
+        assert whole == [round(1000 - Fraction(1000 * number, steps)) - 1 for number in range(steps)]
     draws = torch.Generator().manual_seed(1)
     target = 0.5 * torch.randn(1, 4, 3, 3, generator=draws)
     latents = torch.randn(1, 4, 3, 3, generator=draws) * sampler.init_noise_sigma

@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,10 @@ import fine_tune
 import train_db
 import train_network
 import train_textual_inversion
+from library.training import scalars
+from library.training.keeping import Keeper
+from library.training.previews import Previews
+from library.training.validation import Validation
 from tests.training.logs import (
     assert_not_told,
     read_events,
@@ -137,6 +142,45 @@ def test_logs_change_no_byte_of_what_is_learned(
     logged = result.read_bytes()
     train_network.main([*words, "--overwrite"])
     assert result.read_bytes() == logged
+
+
+def test_validation_pictures_and_saves_do_not_count_as_time_of_updates_and_the_summary_is_true(
+    tiny_models: dict[str, Path],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Each of them takes a thousand seconds on the log's clock."""
+    late = [0.0]
+    monkeypatch.setattr(scalars, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + late[0]))
+    slowed: list[str] = []
+
+    def slow_down(owner: type, name: str) -> None:
+        own = getattr(owner, name)
+
+        def slow(*given: Any, **named: Any) -> Any:
+            late[0] += 1000
+            slowed.append(name)
+            return own(*given, **named)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    for owner, name in ((Validation, "measure"), (Previews, "make"), (Keeper, "_keep_weights")):
+        slow_down(owner, name)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat --w 64 --h 64 --s 1\n", encoding="utf-8")
+    words = words_of(tiny_models["sd1"], photos, tmp_path, "--validation_split", "0.5", "--sample_at_first")
+    every = [word for name in ("validate", "sample", "save") for word in (f"--{name}_every_n_steps", "1")]
+    logs = tmp_path / "logs"
+    train_network.main([*words, *every, "--sample_prompts", str(prompts), "--logging_dir", str(logs)])
+    assert sorted(slowed) == ["_keep_weights"] * 3 + ["make"] * 3 + ["measure"] * 2
+    log = tmp_path / "out" / "last-log.jsonl"
+    speeds = [row["speed"] for row in read_rows(log) if "speed" in row]
+    assert len(speeds) == 2 and min(speeds) > 0.01
+    told = capfd.readouterr().err.splitlines()
+    assert f"log: {log}" in told and f"samples: 3 pictures in {tmp_path / 'out' / 'sample'}" in told
+    assert f"curves: tensorboard --logdir={logs}, then http://localhost:6006/" in told
 
 
 def test_a_resumed_run_goes_on_in_its_logs(

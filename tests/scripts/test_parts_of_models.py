@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import fine_tune
 import train_db
 from library.options.data import DataOptions
+from library.options.keeping import KeepingOptions
 from library.options.optimizer import OptimizerOptions
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
@@ -95,10 +96,13 @@ def test_the_recipes_of_the_guide_are_understood() -> None:
     recipes = page.partition("## Recipes")[2].partition("\n## ")[0]
     commands = [shlex.split(line) for line in recipes.splitlines() if line.startswith("python ")]
     assert [command[1] for command in commands] == ["train_db.py"] * 3 + ["fine_tune.py"]
-    sizes = []
+    sizes, saves = [], []
     for _, name, *words in commands:
         script = SCRIPTS[name]
         options = parse_options(name, script.description, script.groups, words)
         training, data = options.of(TrainingOptions), options.of(DataOptions)
         sizes.append((data.train_batch_size, training.max_train_steps, options.of(OptimizerOptions).learning_rate))
+        keeping = options.of(KeepingOptions)
+        saves.append((keeping.save_every_n_epochs, keeping.save_state))
+    assert saves == [(None, False), (None, False), (1, True), (None, False)]
     assert sizes == [(1, 1600, 1e-6), (4, 400, 1e-6), (20, 800, 5e-6), (1, 10000, 5e-6)]

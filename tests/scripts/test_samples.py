@@ -27,6 +27,7 @@ from library.models.embedding_files import LAYERS
 from library.models.save import save_diffusers, save_single_file
 from library.models.tiny import make_tiny_model
 from library.text.tokenizer import load_tokenizer, tokenizer_files
+from tests.networks.hypernetwork_reader import Reader
 from tests.training.runs import environment, run_script_in_processes
 from tests.training.styles import CAPTION_FILES, style_words
 
@@ -176,6 +177,18 @@ def test_each_layer_of_xti_has_its_own_words_in_samples(train: Runs, bases: dict
 
 
 @pytest.mark.slow
+def test_a_hypernetwork_takes_part_in_samples(train: Runs, bases: dict[str, Path]) -> None:
+    """By a reader of such files that shares no code with ours; Diffusers has none."""
+    words = ["--network_module", "networks.hypernetwork", "--network_dropout", "0.3"]
+    out = train("train_network.py", *words, "--learning_rate", "0.1")
+    pipeline = pipeline_of(bases["sd1"], clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    plain = picture_of(pipeline)
+    pipeline.unet.set_attn_processor(Reader(out / "mira.pt"))
+    assert_near(sample(out), picture_of(pipeline))
+    assert np.abs(sample(out) - plain).max() > 10 * ONE_SHADE
+
+
+@pytest.mark.slow
 def test_a_schedule_that_ends_in_pure_noise_is_sampled_so(train: Runs, bases: dict[str, Path]) -> None:
     words = ["--network_module", "networks.lora", "--zero_terminal_snr", "--v2", "--v_parameterization"]
     out = train("train_network.py", *words, base=bases["sd2_v"])
@@ -204,8 +217,13 @@ QUIET = ["--optimizer_type", "AdamWScheduleFree", "--max_data_loader_n_workers",
         pytest.param("fine_tune.py", ["--train_text_encoder", "--ema", *SINGLE], marks=pytest.mark.slow),
         pytest.param("fine_tune.py", ["--cache_text_encoder_outputs", *SINGLE], marks=pytest.mark.slow),
         pytest.param("train_textual_inversion.py", ["--token_string", WORD], marks=pytest.mark.slow),
+        pytest.param("train_textual_inversion.py", ["--token_string", WORD, "--xti"], marks=pytest.mark.slow),
+        pytest.param("train_db.py", ["--stop_text_encoder_training", "1", *SINGLE], marks=pytest.mark.slow),
     ],
-    ids=["schedule-free, workers", "half precision", "checkpointing", "whole model", "cached texts", "embedding"],
+    ids=[
+        *("schedule-free, workers", "half precision", "checkpointing", "whole model", "cached texts", "embedding"),
+        *("embedding of layers", "text encoder that stops"),
+    ],
 )
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_weights_are_the_same_bytes_without_samples(train: Runs, script: str, words: list[str]) -> None:
@@ -277,6 +295,14 @@ def test_pictures_sort_by_name_and_say_how_they_were_made(train: Runs, capsys: p
     assert re.search(r"samples: 2 prompts, every 1 updates, in \S+sample", capsys.readouterr().err)
 
 
+def test_prompts_may_wait_until_samples_are_asked_for(train: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    out = train("train_network.py", *LORA, "--sample_sampler", "heun")
+    assert (
+        'samples: 1 prompt, made when a file "sample now" in the output folder asks for them' in capsys.readouterr().err
+    )
+    assert (out / "mira.safetensors").is_file() and not (out / "sample").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "prompts", "told"),
     [
@@ -285,7 +311,6 @@ def test_pictures_sort_by_name_and_say_how_they_were_made(train: Runs, capsys: p
         (["--sample_every_n_epochs", "3"], PROMPT, ["the run has 2 epochs, so no sample would be made after 3"]),
         (["--sample_every_n_steps", "1"], None, ["--sample_every_n_steps: there are no prompts to make samples of"]),
         (["--sample_sampler", "heun"], None, ["--sample_sampler: there are no prompts"]),
-        (["--sample_sampler", "heun"], PROMPT, ["--sample_prompts: nothing says when samples are made"]),
         (["--sample_at_first", "--sample_sampler", "heun"], f"{PROMPT} --ss ddim", ["a sampler of its own"]),
     ],
 )

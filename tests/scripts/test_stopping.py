@@ -281,6 +281,28 @@ def test_before_training_a_ctrl_c_ends_at_once(begin: Callable[..., Training]) -
     assert states_of(training.out, None) == []
 
 
+INTERRUPTED_IMPORT = """
+import runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "library.options.scripts":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", ["fine_tune.py", "train_db.py", "train_network.py", "train_textual_inversion.py"])
+def test_a_ctrl_c_while_the_options_are_imported_ends_quietly(script: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (EXIT_INTERRUPTED, "interrupted")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to torchrun", "file"])
 def test_of_two_processes_both_stop_and_one_state_is_saved(begin: Callable[..., Training], how: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from library.core.errors import EXIT_INCOMPLETE
 from tests.checkpoint.hub_client_process import assert_token_is_nowhere, hub_environment
 from tests.checkpoint.hub_server import TOKEN, Faults, HubServer, served
 from tests.training.runs import ROOT, photo_words
@@ -25,7 +27,7 @@ class Uploaded:
     hub: HubServer
     folder: Path
     home: Path
-    titles: list[str]
+    titles: set[tuple[int, str]]
     talk: str
 
 
@@ -56,6 +58,19 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def titles_of(process: int) -> dict[int, str]:
+    """The command lines of a process and of those that it started, by their numbers."""
+    titles = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_bytes().rpartition(b") ")[2].split()[1])
+            if process in (int(entry.name), parent):
+                titles[int(entry.name)] = (entry / "cmdline").read_bytes().decode()
+        except OSError:  # it has ended
+            continue
+    return titles
+
+
 @pytest.fixture(scope="module")
 def uploaded(
     tiny_models: dict[str, Path], photos: Path, tmp_path_factory: pytest.TempPathFactory
@@ -67,13 +82,12 @@ def uploaded(
         words += ["--output_name", "style", "--save_every_n_steps", "2", "--save_state"]
         words += ["--huggingface_repo_id", "owner/style", "--huggingface_path_in_repo", "loras/style"]
         words += ["--save_state_to_huggingface", "--async_upload", "--huggingface_token", TOKEN]
-        words += ["--logging_dir", str(folder / "logs")]
+        words += ["--logging_dir", str(folder / "logs"), "--max_data_loader_n_workers", "1"]
         process = start(words, home, hub.endpoint)
-        titles: list[str] = []
-        title = Path(f"/proc/{process.pid}/cmdline")
-        while process.poll() is None and len(titles) < 3 and title.exists():
-            if any("preupload" in line for line in hub.asked):  # the run is on its way
-                titles.append(title.read_bytes().decode())
+        titles: set[tuple[int, str]] = set()
+        while process.poll() is None and sys.platform == "linux":
+            if hub.asked:  # options are read, so the token has been wiped
+                titles |= set(titles_of(process.pid).items())
             time.sleep(0.05)
         code, talk = ended(process)
         assert code == 0, talk[-4000:]
@@ -93,6 +107,7 @@ def test_all_that_is_saved_arrives(uploaded: Uploaded) -> None:
     assert repo.files == local
     assert repo.visibility == "private"
     assert len(repo.commits) == len(names)  # a state is one commit
+    assert f"uploaded: {len(names)} to {uploaded.hub.endpoint}/owner/style" in uploaded.talk  # in the summary
     assert not (uploaded.folder / ".style-uploads").exists()
 
 
@@ -103,8 +118,10 @@ def test_the_token_is_nowhere(uploaded: Uploaded) -> None:
     assert not any(TOKEN.encode() in content for content in uploaded.hub.repo("owner/style").files.values())
     assert not uploaded.hub.token_seen_by_store
     if sys.platform == "linux":
-        assert uploaded.titles and all("--huggingface_token" in title for title in uploaded.titles)
-        assert not any(TOKEN in title for title in uploaded.titles)
+        trains = {number: title for number, title in uploaded.titles if "train_network.py" in title}
+        assert len(trains) > 1, "the loader process has the same title"
+        assert all("--huggingface_token" in title for title in trains.values())
+        assert not any(TOKEN in title for _, title in uploaded.titles)
 
 
 @pytest.mark.slow
@@ -151,3 +168,23 @@ def test_training_ends_well_without_the_hub_and_the_next_start_uploads(
         assert code == 0, talk[-4000:]
         assert "of an earlier run come first" in talk
         assert hub.repo("owner/style").files == first  # both runs are equal, byte by byte
+
+
+@pytest.mark.slow  # tests/training/test_requests.py and tests/checkpoint/test_hub_uploads.py have its two halves
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Linux and macOS have it")
+def test_a_sigterm_while_the_end_waits_for_the_hub_ends_the_waiting(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    with served() as hub:
+        words = [*words_of(tiny_models["sd1"], photos, tmp_path / "out"), "--huggingface_repo_id", "owner/style"]
+        hub.faults = Faults(down=True)
+        process = start(words, tmp_path / "home", hub.endpoint, HF_TOKEN=TOKEN)
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if line.startswith("uploading ")), "")
+        assert "Ctrl-C leaves them to the next start" in said
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        code, talk = ended(process)
+    assert code == EXIT_INCOMPLETE, talk[-4000:]
+    assert "4 updates in " in talk and "last.safetensors is not uploaded to owner/style" in talk
+    assert "Traceback" not in talk

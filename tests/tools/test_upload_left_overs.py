@@ -34,5 +34,6 @@ def test_what_waits_is_uploaded_and_the_rest_is_told(tmp_path: Path) -> None:
         assert hub.repo("owner/one").files == {"a.safetensors": b"content"}
     assert result.returncode == 3, result.stderr
     assert "a.safetensors: is not uploaded: the Hub refuses the access token (status 403)" in result.stderr
+    assert f"or to drop it delete {queue_folder(tmp_path, 'two') / '00000001'}" in result.stderr
     assert TOKEN not in result.stdout + result.stderr
     assert not queue_folder(tmp_path, "one").exists() and queue_folder(tmp_path, "two").exists()

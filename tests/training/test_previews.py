@@ -27,7 +27,7 @@ from library.text.tokenizer import CaptionTokenizer
 from library.training.checks.samples import check_samples, default_size
 from library.training.evaluation import lent_to
 from library.training.painting import Painter, noise_schedule, prompt_text_options
-from library.training.previews import Previews, SampleFiles, preview_moments
+from library.training.previews import Previews, SampleFiles, describe_samples, preview_moments
 from library.training.progress import Moment, RunPlan
 from library.training.requests import Requests
 
@@ -149,6 +149,20 @@ def test_a_resumed_run_goes_on_with_the_sheet_and_a_new_one_does_not(painter: Pa
     assert sheet_steps(tmp_path) == '{"steps": [2]'
 
 
+def test_a_stop_leaves_the_rest_of_the_pictures_out(
+    painter: Painter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked for while the first of two pictures is made."""
+    log, previews = Pictures(), previews_of(painter, tmp_path)
+    with caplog.at_level(logging.INFO):
+        previews.make(Moment(5, 2), log, lambda: bool(log.shown))
+    assert [entry[2] for entry in log.shown] == ["sample/01"]
+    assert "the run is to stop: 1 of 2 sample pictures are left out" in caplog.text
+    assert sheet_steps(tmp_path) == '{"steps": [5]'
+    previews.make(Moment(6, 2), log, lambda: True)
+    assert len(log.shown) == 1 and sheet_steps(tmp_path) == '{"steps": [5]'
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +225,15 @@ def test_moments(painter: Painter, tmp_path: Path) -> None:
     assert steps.due(Moment(3, 1)) and not steps.due(Moment(4, 2, ends_epoch=True, is_last=True))
 
 
+def test_a_resumed_run_promises_no_samples_before_its_first_update(tmp_path: Path) -> None:
+    options = SampleOptions(sample_at_first=True, sample_every_n_steps=3)
+    assert "before the first update and every 3 updates" in describe_samples(options, 1, tmp_path, goes_on=False)
+    resumed = describe_samples(options, 1, tmp_path, goes_on=True)
+    assert "every 3 updates" in resumed and "before the first" not in resumed
+    at_first = describe_samples(SampleOptions(sample_at_first=True), 1, tmp_path, goes_on=True)
+    assert "before the first" not in at_first and "sample now" in at_first
+
+
 def test_prompts_are_always_weighted_and_padded() -> None:
     assert prompt_text_options(TextOptions(clip_skip=2, no_token_padding=True)) == TextOptions(
         clip_skip=2, weighted_captions=True, restore_weighted_mean=True
@@ -252,10 +275,14 @@ def test_checks_know_the_seed_and_the_length_of_the_run(tmp_path: Path) -> None:
     file, problems = tmp_path / "prompts.txt", Problems()
     file.write_text("a cat\na dog", encoding="utf-8")
     options = SampleOptions(sample_prompts=str(file), sample_every_n_epochs=2, sample_every_n_steps=900)
-    plan = RunPlan(20, 10, 10, 2, 1, 1)
+    plan = RunPlan(20, 10, 10, 2, 2, 1, 1)
     prompts = check_samples(options, -1, Size(64, 128), plan, problems)
     assert not problems and [prompt.seed for prompt in prompts] == [2**63 - 1, 0]
     assert {prompt.size for prompt in prompts} == {Size(64, 128)}
     check_samples(replace(options, sample_every_n_epochs=3), 0, None, plan, problems)
-    assert [problem.where for problem in problems] == ["--sample_every_n_epochs"]
+    check_samples(options, 0, None, replace(plan, total_updates=19, whole_epochs=1), problems)
+    assert [problem.where for problem in problems] == ["--sample_every_n_epochs"] * 2
+    assert "has 1 whole epochs, so no sample would be made after 2" in str(list(problems)[1])
     assert len(check_samples(replace(options, sample_every_n_epochs=3), 0, None, None, Problems())) == 2
+    at_wish = check_samples(SampleOptions(sample_prompts=str(file)), 0, None, plan, problems)
+    assert len(at_wish) == 2 and len(problems) == 2

@@ -129,6 +129,9 @@ def test_epochs_of_different_length_are_added_up(rotating: ImageIndex) -> None:
     for steps in range(1, 17):
         by_steps = plan_run(planner, steps, None)
         assert updates_really_made(planner, by_steps) == [steps, by_steps.epochs]
+        ended = [epochs for epochs in range(1, 8) if sum(lengths[epoch % 3] for epoch in range(epochs)) <= steps]
+        assert by_steps.whole_epochs == len(ended)
+    assert by_epochs.whole_epochs == 6
 
 
 def test_a_run_without_end_is_refused(folder: Path) -> None:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from library.core.errors import EXIT_INTERRUPTED
 from library.core.log import start_logging
 from library.training.request_files import LOOK_EVERY, RequestFiles
-from library.training.request_signals import STOP_SIGNALS
+from library.training.request_signals import STOP_SIGNALS, interruptible
 from library.training.requests import FILES, Requests, RequestWatch
 from tests.training.runs import ROOT, environment
 
@@ -34,9 +34,9 @@ def heeded_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def watch_of(folder: Path, save_on_signal: bool = False) -> RequestWatch:
+def watch_of(folder: Path, save_on_signal: bool = False, name: str | None = None) -> RequestWatch:
     start_logging()
-    return RequestWatch(folder, Accelerator(cpu=True), save_on_signal)
+    return RequestWatch(folder, name, Accelerator(cpu=True), save_on_signal)
 
 
 def wait_for(text: str, capfd: pytest.CaptureFixture[str]) -> str:
@@ -108,6 +108,57 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
         assert watch.look() == Requests()
         os.kill(os.getpid(), signal.SIGTERM)
         assert watch.look() == Requests(stop=True)
+
+
+@needs_posix
+def test_a_signal_that_was_to_save_and_is_ignored_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    former = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with watch_of(tmp_path).watched():
+            assert "SIGUSR1" not in capfd.readouterr().err
+        with watch_of(tmp_path, save_on_signal=True).watched():
+            assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+            assert capfd.readouterr().err.count("warning: SIGUSR1 saves nothing: ") == 1
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+@needs_posix
+def test_what_is_long_learns_of_a_stop_before_the_next_look(tmp_path: Path) -> None:
+    watch = watch_of(tmp_path)
+    with watch.watched():
+        assert watch.look() == Requests() and not watch.is_stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.is_stopping() and watch.is_stopping()
+        assert watch.look() == Requests(stop=True) and watch.is_stopping()
+    watch = watch_of(tmp_path)
+    with watch.watched():
+        for name in ("stop", "save now"):
+            (tmp_path / name).touch()
+        assert watch.is_stopping()
+        assert watch.look() == Requests(stop=True, save=True)
+        assert watch.look() == Requests() and watch.is_stopping()
+
+
+def test_who_asks_for_samples_and_a_stop_gets_both(tmp_path: Path) -> None:
+    watch = watch_of(tmp_path)
+    with watch.watched():
+        for name in ("stop", "sample now"):
+            (tmp_path / name).touch()
+        assert watch.look() == Requests(stop=True, sample=True) and not watch.is_stopping()
+
+
+@needs_posix
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_wait_is_interrupted_once(number: signal.Signals) -> None:
+    """What a launcher passes on a moment later must not disturb what follows the wait."""
+    former = signal.getsignal(number)
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        for other in STOP_SIGNALS:
+            os.kill(os.getpid(), other)
+    assert signal.getsignal(number) == former
 
 
 @needs_posix
@@ -188,6 +239,48 @@ def test_a_file_asks_once_and_is_removed(
         assert "a file in the output folder asks" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("run", "name", "asked"),
+    [
+        ("Mira cat", "Mira cat.stop", Requests(stop=True)),
+        ("mira-2.1", "mira-2.1.Save_Now.txt", Requests(save=True)),
+        ("mira", "mira.sample now", Requests(sample=True)),
+        (None, "last.stop", Requests(stop=True)),
+        ("stop", "stop.txt", Requests(stop=True)),
+        ("stop", "stop.stop", Requests(stop=True)),
+    ],
+)
+def test_a_file_may_name_its_run(tmp_path: Path, run: str | None, name: str, asked: Requests) -> None:
+    watch = watch_of(tmp_path, name=run)
+    with watch.watched():
+        (tmp_path / name).touch()
+        assert watch.look() == asked
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_other_runs_are_left_to_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = ("rex.stop", "mira2.save now", "mira.cat.stop", "MIRA.stop", "last.sample now")
+    for name in names:
+        (tmp_path / name).touch()
+    watch = watch_of(tmp_path, name="mira")
+    with watch.watched():
+        assert watch.look() == Requests()
+    assert {path.name for path in tmp_path.iterdir()} == set(names) and capfd.readouterr().err == ""
+
+
+def test_a_file_for_all_is_taken_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs find it at the same time; the one that can remove it obeys."""
+    (tmp_path / "stop").touch()
+    unlink = Path.unlink
+
+    def by_another_run_first(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", by_another_run_first)
+    assert RequestFiles(tmp_path, "last", FILES).look() == set()
+
+
 def test_other_names_and_folders_ask_for_nothing(tmp_path: Path) -> None:
     names = ("stop.safetensors", "stopped", "last-stop.txt", "savenow", "sample.txt", "stop.txt.png")
     (tmp_path / "stop").mkdir()
@@ -223,7 +316,7 @@ def test_left_overs_are_removed_and_not_obeyed(tmp_path: Path, capfd: pytest.Cap
 
 
 def test_the_folder_is_looked_at_once_a_second(tmp_path: Path) -> None:
-    files = RequestFiles(tmp_path, FILES)
+    files = RequestFiles(tmp_path, "last", FILES)
     assert files.look() == set()
     (tmp_path / "stop").touch()
     assert files.look() == set()
@@ -234,7 +327,7 @@ def test_the_folder_is_looked_at_once_a_second(tmp_path: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="takes a file that nobody can remove, from /proc")
 def test_a_file_that_cannot_be_removed_is_obeyed_once(capfd: pytest.CaptureFixture[str]) -> None:
     start_logging()
-    files = RequestFiles(Path("/proc"), {"version": "stop"})
+    files = RequestFiles(Path("/proc"), "last", {"version": "stop"})
     assert files.look() == {"stop"}
     assert "/proc/version cannot be removed" in capfd.readouterr().err
     time.sleep(LOOK_EVERY + 0.05)
@@ -264,7 +357,7 @@ def test_all_processes_learn_of_a_request_at_once(tmp_path: Path) -> None:
         "from library.training.runtime import end_runtime, start_runtime\n"
         "accelerator = start_runtime('no')\n"
         "folder = pathlib.Path(__file__).parent / 'out'\n"
-        "watch = RequestWatch(folder, accelerator, True)\n"
+        "watch = RequestWatch(folder, None, accelerator, True)\n"
         "with watch.watched():\n"
         "    told = [watch.look()]\n"
         "    if accelerator.process_index == 1: os.kill(os.getpid(), signal.SIGUSR1)\n"

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from library.options.parse import parse_options
+from library.options.scripts import SCRIPTS as SCRIPTS_OF_OPTIONS
+from library.training.checks.preflight import check_network_run
 from tests.training.resumed import assert_resumes_exactly, contents, rows
 from tests.training.styles import CAPTION_FILES, style_words
 
@@ -25,6 +28,7 @@ SCRIPTS: Mapping[str, tuple[str, ...]] = {
     "xti": ("train_textual_inversion.py", "--token_string", "zumira", "--xti"),
 }
 DRAWS = ("--flip_aug", "--shuffle_caption", "--noise_offset", "0.1", "--augmentation_variants", "2", "--color_aug")
+SEVERAL_BUCKETS = ("--bucket_reso_steps", "16")  # steps of 32 put these pictures into one
 TAG_DROPOUT = ("--caption_tag_dropout_rate", "0.3", "--caption_dropout_rate", "0.2")
 CACHE, ACCUMULATION = ("--cache_latents",), ("--gradient_accumulation_steps", "2")
 QUICK = {
@@ -39,7 +43,7 @@ def words_of(name: str, model: Path, photos: Path, root: Path) -> tuple[str, lis
     # a new word must be in the captions that are trained
     draws = DRAWS if name in ("embedding", "xti") else (*DRAWS, *TAG_DROPOUT)
     length = ("--max_train_steps", str(UPDATES), "--learning_rate", "1e-3", "--lr_scheduler", "cosine")
-    return script, ["--pretrained_model_name_or_path", str(model), *data, *own, *draws, *length]
+    return script, ["--pretrained_model_name_or_path", str(model), *data, *SEVERAL_BUCKETS, *own, *draws, *length]
 
 
 def cuts_of(case: str) -> list[int]:
@@ -59,6 +63,15 @@ def matrix() -> list[Any]:
                     marks = () if is_quick else (pytest.mark.slow,)
                     found.append(pytest.param(name, words, id=case, marks=marks))
     return found
+
+
+def test_the_pictures_of_these_tests_lie_in_several_buckets(
+    tiny_models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    script, words = words_of("lora", tiny_models["sd1"], photos, tmp_path)
+    words += ["--output_dir", str(tmp_path / "out")]
+    run = check_network_run(parse_options(script, "", SCRIPTS_OF_OPTIONS[script].groups, words))
+    assert len(run.placements.buckets) > 1
 
 
 @pytest.mark.parametrize(("name", "more"), matrix())
@@ -91,6 +104,7 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     ),
     "norms": ("--scale_weight_norms", "0.01", "--network_train_unet_only", "--cache_text_encoder_outputs"),
     "disk": ("--cache_latents_to_disk",),
+    "lycoris": ("--network_module", "lycoris.kohya", "--network_args", "algo=loha", "preset=attn-mlp"),
 }
 QUICK_WAYS = ("ema",)
 

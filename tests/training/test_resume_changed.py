@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from library.checkpoint.state import read_state, write_state
 from library.core.errors import UserError
-from library.options.parse import parse_options
+from library.models.tiny import make_tiny_model
+from library.options.parse import OptionValues, parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import build_trainer, load_learner, make_planner
-from library.training.checks.preflight import check_network_run
+from library.training.checks.preflight import check_full_model_run, check_network_run
 from library.training.checks.resume import ResumePoint
 from library.training.progress import plan_run
 from library.training.resume import fast_forward, restore
+from library.training.run import Run
 from library.training.runtime import start_runtime
 from library.training.trainer import Trainer
-from tests.training.resumed import SAVING, cut_off_after, rows, state_at, train_here
+from tests.checkpoint.test_public_order import as_the_tool_has_it, layers_of_the_tool
+from tests.training.resumed import SAVING, assert_same_run, cut_off_after, rows, state_at, train_here
 from tests.training.styles import CAPTION_FILES, style_words
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -38,10 +42,16 @@ def words(tiny_models: dict[str, Path], photos: Path, tmp_path: Path) -> list[st
     return ["--pretrained_model_name_or_path", str(tiny_models["sd1"]), *data, *common]
 
 
-def trainer_of(words: list[str], out: Path, updates: int) -> tuple[Trainer, Accelerator]:
+def trainer_of(
+    words: list[str],
+    out: Path,
+    updates: int,
+    script: str = SCRIPT,
+    check: Callable[[OptionValues], Run] = check_network_run,
+) -> tuple[Trainer, Accelerator]:
     """A trainer of so many updates, as a script puts it together."""
     more = ["--output_dir", str(out), "--max_train_steps", str(updates)]
-    run = check_network_run(parse_options(SCRIPT, "", SCRIPTS[SCRIPT].groups, [*words, *more]))
+    run = check(parse_options(script, "", SCRIPTS[script].groups, [*words, *more]))
     accelerator = start_runtime(run.options.training.mixed_precision)
     planner = make_planner(run, 1)
     learner = load_learner(run, accelerator.device)
@@ -253,6 +263,81 @@ def test_a_state_of_accelerate_gives_weights_and_optimizer(
     assert same(weights(third), weights(first))
     assert any("optimizer begins anew" in line for line in lines), "AdamW's numbers are not Lion's"
     third.log.close()
+
+
+def as_the_public_tool(trainer: Trainer, orders: list[list[str]], folder: Path) -> Path:
+    """A state whose optimizer counts weights in groups of these names."""
+    names = {
+        name.rsplit("_loras.")[-1].removeprefix("trained."): number
+        for number, (_, name, _) in enumerate(trainer.state.named_weights())
+    }
+    known = trainer.optimizer.state_dict()["state"]
+    order = [names[name] for names_of_group in orders for name in names_of_group]
+    counted = iter(range(len(order)))
+    groups = [{"params": [next(counted) for _ in names_of_group]} for names_of_group in orders]
+    state = {number: {**known[ours]} for number, ours in enumerate(order)}
+    folder.mkdir()
+    save_file({name: weights(trainer)[number] for name, number in names.items()}, folder / "model.safetensors")
+    torch.save({"state": state, "param_groups": groups}, folder / "optimizer.bin")
+    (folder / "train_state.json").write_text('{"current_epoch": 1, "current_step": 2}')
+    return folder
+
+
+@pytest.mark.parametrize("parts", ["unet", pytest.param("both", marks=pytest.mark.slow)])
+def test_a_state_of_the_public_tool_gives_each_weight_its_own_numbers(
+    words: list[str], tmp_path: Path, parts: str
+) -> None:
+    """It counts the layers of a transformer block in another order than Diffusers has them."""
+    if parts == "both":
+        words = [word for word in words if word != "--network_train_unet_only"]
+    first, _ = trainer_of(words, tmp_path / "first", 2)
+    first.run()
+    model = make_tiny_model("sd1", seed=0)
+    orders = [layers_of_the_tool(as_the_tool_has_it(model.unet), "lora_unet", ("Transformer2DModel",))]
+    if parts == "both":
+        texts = ("CLIPAttention", "CLIPMLP")
+        orders.insert(0, layers_of_the_tool(model.text_encoder, "lora_te_text_model", texts))
+    folder = as_the_public_tool(first, orders, tmp_path / "foreign-state")
+    second, _ = trainer_of([*words, "--ema"], tmp_path / "second", 4)
+    lines = restore(ResumePoint(folder, 2, is_exact=False, is_foreign=True), second.state)
+    assert same(weights(second), weights(first)) and same(moments(second), moments(first))
+    assert not any("optimizer" in line for line in lines), lines
+    for trainer in (first, second):
+        trainer.log.close()
+
+
+@pytest.mark.slow
+def test_a_whole_model_of_the_public_tool_gives_each_weight_its_own_numbers(words: list[str], tmp_path: Path) -> None:
+    """It has one group: the U-Net, then the text encoder."""
+    words = [word for word in words if word != "--network_train_unet_only"]
+    first, _ = trainer_of(words, tmp_path / "first", 2, "train_db.py", check_full_model_run)
+    first.run()
+    model = make_tiny_model("sd1", seed=0)
+    order = [f"unet.{name}" for name, _ in as_the_tool_has_it(model.unet).named_parameters()]
+    order += [f"text_encoder.{name}" for name, _ in model.text_encoder.named_parameters()]
+    folder = as_the_public_tool(first, [order], tmp_path / "foreign-state")
+    second, _ = trainer_of(words, tmp_path / "second", 4, "train_db.py", check_full_model_run)
+    lines = restore(ResumePoint(folder, 2, is_exact=False, is_foreign=True), second.state)
+    assert same(weights(second), weights(first)) and same(moments(second), moments(first))
+    assert not any("optimizer" in line for line in lines), lines
+    for trainer in (first, second):
+        trainer.log.close()
+
+
+@pytest.mark.slow
+def test_a_run_may_leave_out_what_it_began_with(words: list[str], tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_here(SCRIPT, [*words, "--max_train_steps", "1", "--output_dir", str(tmp_path / "start")])
+    begin = ["--network_weights", str(tmp_path / "start" / "last.safetensors")]
+    length = [*SAVING, "--max_train_steps", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        train_here(SCRIPT, [*words, *begin, *length, "--output_dir", str(whole)])
+        shutil.copytree(whole, resumed)
+        for step, more in ((1, []), (2, begin), (3, [])):
+            cut_off_after(resumed, step)
+            train_here(SCRIPT, [*words, *more, *length, "--output_dir", str(resumed), "--resume", "latest"])
+            assert_same_run(whole, resumed)
 
 
 def as_network_alone(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,22 @@ def test_steps_older_than_the_reach_go(tmp_path: Path, is_state: bool) -> None:
     stays = [8, 10] if is_state else [4, 6, 8, 10]
     assert steps_in(tmp_path) == [paths[step].name for step in stays]
     assert listed(tmp_path) == [(paths[step].name,) for step in stays]
+
+
+def test_states_of_epochs_can_have_a_limit_of_their_own(tmp_path: Path) -> None:
+    """Without it, they go with the files."""
+    for folder, own, states in (
+        (tmp_path / "own", {"save_last_n_epochs_state": 1}, [4]),
+        (tmp_path / "as", {}, [2, 4]),
+    ):
+        folder.mkdir()
+        kept = make_kept(folder, save_last_n_epochs=2, **own)  # type: ignore[arg-type]
+        for step in (1, 2, 4):
+            for is_state in (False, True):
+                save(kept, folder, EPOCH, step, is_state)
+            kept.retire({(EPOCH, False), (EPOCH, True)}, step)
+        names = [f"cat-{step:06d}.safetensors" for step in (2, 4)] + [f"cat-{step:06d}-state" for step in states]
+        assert steps_in(folder) == sorted(names)
 
 
 def test_the_newest_stays_however_small_the_limit(tmp_path: Path) -> None:
@@ -134,6 +151,44 @@ def test_a_new_run_takes_nothing_over_and_clears_left_overs_away(tmp_path: Path)
     save(kept, tmp_path, STEP, 9)
     kept.retire({(STEP, False)}, 9)
     assert first.exists()
+
+
+def test_a_run_that_goes_on_from_the_state_of_another_removes_nothing_of_its_name(tmp_path: Path) -> None:
+    kept = make_kept(tmp_path, save_last_n_steps=1)
+    first = save(kept, tmp_path, STEP, 1)
+    state = tmp_path / "dog-step00000002-state"
+    write_state(state, {"weights": {"a": torch.ones(3)}}, {"step": 2, "epoch": 1, "name": "dog"})
+    kept = make_kept(tmp_path, begins=False, save_last_n_steps=1)
+    kept.begin(state, 2, saves_on_way=True)
+    assert listed(tmp_path) == []
+    save(kept, tmp_path, STEP, 9)
+    kept.retire({(STEP, False)}, 9)
+    assert first.exists()
+
+
+def test_a_copy_of_a_listed_state_is_as_good(tmp_path: Path) -> None:
+    """One that was fetched from the Hub, say."""
+    kept = make_kept(tmp_path)
+    state = save(kept, tmp_path, STEP, 1, is_state=True)
+    elsewhere = shutil.copytree(state, tmp_path / "elsewhere" / "backup")
+    make_kept(tmp_path, begins=False).begin(elsewhere, 1, saves_on_way=True)
+    assert listed(tmp_path) == [(state.name,)]
+
+
+def test_states_that_are_not_the_runs_are_passed_over_until_they_are_written_anew(tmp_path: Path) -> None:
+    kept = make_kept(tmp_path)
+    states = [save(kept, tmp_path, STEP, step, is_state=True) for step in (1, 2, 3)]
+    make_kept(tmp_path, begins=False).begin(states[1], 2, saves_on_way=True)
+    found = SaveList.read(tmp_path, "cat")
+    assert listed(tmp_path) == [(state.name,) for state in states[:2]]
+    assert [found.passes_over(state) for state in states] == [False, False, True]
+    kept = make_kept(tmp_path, begins=False)
+    kept.begin(None, 0, saves_on_way=False)  # a list is written all the same: there are states
+    found = SaveList.read(tmp_path, "cat")
+    assert [found.passes_over(state) for state in states] == [True, True, True]
+    save(kept, tmp_path, STEP, 2, is_state=True)
+    found = SaveList.read(tmp_path, "cat")
+    assert [found.passes_over(state) for state in states] == [True, False, True]
 
 
 def test_a_damaged_list_is_told_and_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -84,6 +84,11 @@ def test_a_schedule_that_does_not_fit_the_epochs_is_told_before_the_model_loads(
         train_network.main([*base, "--max_train_epochs", "100", *schedule])
 
 
+def test_a_state_on_the_hub_that_nobody_names_is_told(base: list[str]) -> None:
+    found = told(train_network.main, [*base, "--max_train_steps", "1", "--resume_from_huggingface"])
+    assert found == {"--resume_from_huggingface": "no state is named"}
+
+
 def test_masks_and_class_images_are_told_together(base: list[str]) -> None:
     words = [*base, "--max_train_steps", "1", "--masked_loss", "--generate_reg_images", "4"]
     found = told(train_network.main, words)

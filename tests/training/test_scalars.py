@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +74,9 @@ class Noting:
 
     def close(self) -> None:
         self.given.append((0, "close", None))
+
+    def told(self) -> str:
+        return f"{self.name}: here"
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": len(self.given)}
@@ -226,6 +228,8 @@ def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path, caplog: 
     assert {step for step, _, _ in failing.given} == {1, 2, 3}
     assert {step for step, _, _ in noting.given} == {0, 1, 2, 3, 4, 5, 6}
     assert [row["step"] for row in read_rows(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 4, 5, 5, 6]
+    lost = "failing: not logged to the end, gone"
+    assert log.told() == [f"log: {tmp_path / 'log.jsonl'}", "noting: here", lost]
 
 
 def whole_run(path: Path, last: int = 30) -> list[dict[str, Any]]:
@@ -292,13 +296,33 @@ def test_the_row_after_a_resume_does_not_count_the_pause(tmp_path: Path) -> None
 
 
 def test_pauses_between_updates_do_not_count(tmp_path: Path) -> None:
+    log = make_log(tmp_path / "log.jsonl", trackers=[Noting()])
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    run_updates(log, 1, 12)
+    with log.pause():
+        time.sleep(0.3)  # a validation
+        log.write(12, 3, {"loss/validation": 1.0})
+        time.sleep(0.3)
+    run_updates(log, 13, 13)
+    with log.pause():
+        time.sleep(0.3)
+        log.picture(13, 4, "sample/01", pixels)  # while update 13 waits
+        time.sleep(0.3)  # a save
+    run_updates(log, 14, 20)
+    log.close()
+    assert min(row["speed"] for row in read_rows(tmp_path / "log.jsonl") if "speed" in row) > 20
+
+
+def test_the_time_of_updates_counts(tmp_path: Path) -> None:
     log = make_log(tmp_path / "log.jsonl")
     run_updates(log, 1, 12)
-    time.sleep(0.5)  # a validation
-    log.write(12, 3, {"loss/validation": 1.0})
-    run_updates(log, 13, 20)
+    with log.pause():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    record(log, 13)
+    log.drain()
     log.close()
-    assert min(row["speed"] for row in read_rows(tmp_path / "log.jsonl") if "speed" in row) > 10
+    assert read_rows(tmp_path / "log.jsonl")[-1]["speed"] < 2 / 0.5
 
 
 def test_the_log_of_an_earlier_run_is_kept_beside_or_overwritten_as_asked(tmp_path: Path) -> None:
@@ -351,29 +375,3 @@ def test_a_resumed_run_that_does_not_find_its_rows_loses_nobodys(
     assert (aside.read_bytes() if aside.exists() else None) == content
     assert "does not hold the first 11 rows" in caplog.text  # eight updates, two epochs, a validation
     assert ("kept as" in caplog.text) == (content is not None)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_full_disk_is_told_once_and_rows_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It takes half a row; numbers are written when there is room again, none twice."""
-    import resource
-
-    path = tmp_path / "log.jsonl"
-    with listening(caplog):
-        log = make_log(path)
-        run_updates(log, 1, 3)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        full = path.stat().st_size + 20
-        resource.setrlimit(resource.RLIMIT_FSIZE, (full, limits[1]))
-        try:
-            run_updates(log, 4, 6)
-            assert log.state_dict()["rows"]["rows"] == 8
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert path.stat().st_size == full, "this test needs a torn row"
-        assert caplog.text.count("cannot write") == 1
-        run_updates(log, 7, 7)
-        log.close()
-    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4, 4, 5, 5, 6, 7]
-    assert caplog.text.count("cannot write") == 1
-    assert "is written again" in caplog.text

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from library.options.parse import parse_options
+from library.options.scripts import SCRIPTS
+from library.training.checks.preflight import check_network_run
+from library.training.scalars import ScalarLog
 from library.training.tracker_tensorboard import TensorBoardTracker
 from library.training.tracker_wandb import WandbTracker
+from library.training.trackers import tracker_config
+from tests.data.data_helpers import save_picture
 from tests.training.logs import assert_not_told, listening, wandb_files, wandb_history, wandb_offline, wandb_records
 
 NOBODY = "http://127.0.0.1:9"  # a port where nobody answers
@@ -112,6 +121,58 @@ def test_a_folder_that_is_not_there_or_no_name_is_not_gone_on_with(tmp_path: Pat
     assert not made[0].parent.parent.name.endswith("20260101000000")
 
 
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_folder_or_file_that_is_removed_is_told_and_no_curves_are_promised(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = tensorboard(tmp_path / "logs")
+    log = ScalarLog(None, [tracker], 2, reduce=lambda values: values, peak_memory=lambda: None)
+    with listening(caplog):
+        for step in range(1, 4):
+            log.record(step, 1, torch.tensor(0.5), {})
+        assert tracker.told() == f"curves: tensorboard --logdir={tmp_path / 'logs'}, then http://localhost:6006/"
+        tracker.flush()
+        shutil.rmtree(tmp_path / "logs") if what == "folder" else next(tmp_path.rglob("events*")).unlink()
+        for step in range(4, 6):
+            log.record(step, 1, torch.tensor(0.5), {})
+        log.close()
+    (line,) = log.told()
+    assert line == f"tensorboard: not logged to the end, its file below {tmp_path / 'logs'} was removed"
+    assert caplog.text.count("tensorboard cannot be logged to any more") == 1
+    assert not list(tmp_path.rglob("events*"))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_no_curves_are_told_where_nothing_was_logged(tmp_path: Path) -> None:
+    tracker = tensorboard(tmp_path)
+    tracker.close()
+    assert tracker.told() == ""
+
+
+def test_texts_are_told_whole_and_places_by_their_names(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    folder = tmp_path / "home-of-hilde" / "pictures"
+    save_picture(folder / "a.png")
+    (folder / "a.txt").write_text("a dog", encoding="utf-8")
+    model = shutil.copy(tiny_models["sd1"], tmp_path / "home-of-hilde" / "base.safetensors")
+    texts = {"caption_prefix": "w/o face, ", "training_comment": "a\\b/c/", "lr_scheduler": "cosine"}
+    words = [
+        *("--pretrained_model_name_or_path", str(model), "--train_data_dir", str(folder), "--resolution", "64"),
+        *("--max_train_steps", "3", "--output_dir", str(tmp_path / "out")),
+        *("--optimizer_args", "weight_decay=0.5", "--caption_extension", ".txt"),
+        *(word for name, text in texts.items() for word in (f"--{name}", text)),
+    ]
+    entry = SCRIPTS["train_network.py"]
+    run = check_network_run(parse_options("train_network.py", entry.description, entry.groups, words))
+    optimizer = replace(run.options.optimizer, optimizer_args=(f"file={folder / 'x.bin'}", "ratio=1/2"))
+    keeping = replace(run.options.keeping, resume=str(folder / "at-state"))
+    shown = tracker_config(replace(run, options=replace(run.options, optimizer=optimizer, keeping=keeping)))
+    assert {name: shown[name] for name in texts} == texts
+    places = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "resume")
+    assert [shown[name] for name in places] == ["base.safetensors", "pictures", "out", "at-state"]
+    assert shown["optimizer_args"] == "file=x.bin, ratio=1/2"
+    assert "home-of-hilde" not in str(shown)
+
+
 def test_further_arguments_reach_the_writer(tmp_path: Path) -> None:
     tracker = tensorboard(tmp_path, filename_suffix=".mine")
     tracker.numbers(1, {"loss/current": 1.0})
@@ -184,6 +245,7 @@ def test_a_wandb_that_cannot_be_reached_leaves_the_run_on_the_disk(
     told = [record.getMessage() for record in caplog.records if record.name.startswith("sd_atelier")]
     assert [line.split(",")[0].split(";")[0] for line in told] == ["wandb cannot be reached", "wandb: offline"]
     assert "wandb sync" in told[1]
+    assert tracker.told() == told[1]
     histories = [wandb_history(file) for file in wandb_files(tmp_path / "logs")]
     assert [row["loss/current"] for history in histories for row in history] == [0.25]
     assert_not_told(tmp_path, KEY)

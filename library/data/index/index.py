@@ -70,6 +70,17 @@ class ImageIndex(SharedColumns):
         held_out = np.array([subset.is_validation for subset in self.folders], dtype=np.bool_)
         return np.asarray(held_out[np.asarray(self.subset)], dtype=np.bool_)
 
+    @cached_property
+    def file_sizes(self) -> NDArray[np.int64]:
+        """For each picture the bytes of its file and of its mask's, (N, 2); -1 where there is none. Looked up once."""
+        found = np.full((len(self), 2), -1, dtype="<i8")
+        for record in range(len(self)):
+            found[record, 0] = _file_size(self.path(record))
+            mask = self.mask_path(record)
+            if mask is not None:
+                found[record, 1] = _file_size(mask)
+        return found
+
     def path(self, record: int) -> Path:
         return self.roots[int(self.subset[record])] / self.names[record]
 
@@ -97,6 +108,13 @@ class ImageIndex(SharedColumns):
         dataset = int(self.dataset[record])
         first = sum(len(earlier.subsets) for earlier in self.datasets[:dataset])
         return f"{dataset}/{int(self.subset[record]) - first}/{self.names[record]}"
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def build_index(description: Description, prior_loss_weight: float, bad_images: str = FAIL) -> ImageIndex:

@@ -34,8 +34,8 @@ def check_keeping(keeping: KeepingOptions, plan: RunPlan | None, problems: Probl
     if plan is None:
         return
     every = keeping.save_every_n_epochs
-    if every is not None and every > plan.epochs:
-        what = f"the run has {plan.epochs} epochs, so nothing would be saved before its end"
+    if every is not None and every > plan.whole_epochs:
+        what = f"the run has {plan.whole_epochs} whole epochs, so nothing would be saved before its end"
         problems.add(what, f"{_EPOCHS} {every}", "lower it, or leave it out")
     every = keeping.save_every_n_steps
     if every is not None and every > plan.total_updates:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from library.checkpoint.naming import STATE_ENDING, average_file, last_stem
 from library.checkpoint.saves import EPOCH, planned_number
+from library.checkpoint.state import place_of
 from library.core.atomic_io import size_on_disk
 from library.core.errors import Problems
 from library.core.launch import launched_processes
@@ -15,10 +16,11 @@ from library.data.planner import Planner
 from library.models.forms import refuse_other_folder
 from library.options.keeping import KeepingOptions
 from library.training.checks.keeping import check_keeping, save_moments
+from library.training.checks.resumed_state import list_of
 from library.training.checks.save_sizes import SaveSizes, full_model_sizes
 from library.training.progress import RunPlan, plan_run
 from library.training.run import FullModelRun, OutputFiles, RunOptions
-from library.training.save_failures import free_space, mebibytes
+from library.training.save_failures import free_space, mebibytes, told_waiting
 
 RESERVE = 1 << 25  # 32 MiB: logs, and what nobody has thought of
 _NAMES_TOLD = 3
@@ -69,8 +71,31 @@ def check_output(
     for path in found:
         if not path.name.endswith(STATE_ENDING):
             _check_kind(path, files, is_file, problems)
+    if asked.keeping.resume is None:
+        _refuse_loss(found, asked, problems)
+
+
+def check_resumed_output(
+    asked: RunOptions, files: OutputFiles, plan: RunPlan | None, state: Path | None, problems: Problems
+) -> None:
+    """Whether a resumed run finds its own files where it will write, and not those of another.
+
+    Args:
+        state: the one that it goes on from; None where none is asked for, or it was refused.
+    """
+    if state is not None and not list_of(files.folder, files.name).goes_on_with(state):
+        step, epoch = place_of(state)
+        _refuse_loss(list(_planned_files(asked.keeping, files, plan, (step or 0, (epoch or 1) - 1))), asked, problems)
+
+
+def _refuse_loss(found: list[Path], asked: RunOptions, problems: Problems) -> None:
+    """Refuses to write over what is there, unless that is asked for.
+
+    Args:
+        found: what stands under a name that the run will use.
+    """
     # a log alone is left of a run that was stopped; it stands in nobody's way
-    if found and not asked.output.overwrite and asked.keeping.resume is None:
+    if found and not asked.output.overwrite:
         names = some_of([str(path) for path in found[:_NAMES_TOLD]], len(found))
         problems.add(
             f"{names} of an earlier run would be lost",
@@ -99,7 +124,9 @@ def check_space(
     parts += [f"{states} x {mebibytes(sizes.state)} for states"] if states else []
     fix = f"free {mebibytes(needed - free)} or choose another folder"
     fewer = _fewer(asked.keeping) if saves + states > 1 else ""
-    problems.add(f"{what}: {', '.join(parts)}" if parts else what, "--output_dir", fix + fewer)
+    problems.add(
+        f"{what}: {', '.join(parts)}" if parts else what, "--output_dir", fix + fewer + told_waiting(files.folder)
+    )
 
 
 def saves_at_once(keeping: KeepingOptions, plan: RunPlan | None) -> tuple[int, int]:
@@ -134,8 +161,14 @@ def _fewer(keeping: KeepingOptions) -> str:
     return f"; less is kept with {' and '.join(flags)}" if flags else ""
 
 
-def _planned_files(keeping: KeepingOptions, files: OutputFiles, plan: RunPlan | None) -> Iterator[Path]:
-    """What lies in the folder under a name that the run will give to a file or folder of its own; the end first."""
+def _planned_files(
+    keeping: KeepingOptions, files: OutputFiles, plan: RunPlan | None, after: tuple[int, int] = (0, 0)
+) -> Iterator[Path]:
+    """What lies in the folder under a name that the run will give to a file or folder of its own; the end first.
+
+    Args:
+        after: updates done where it begins, and epochs that have ended.
+    """
     last = last_stem(files.name)
     ends = [files.result, files.average] if files.average else [files.result]
     states = [files.folder / f"{last}{STATE_ENDING}"]
@@ -149,8 +182,9 @@ def _planned_files(keeping: KeepingOptions, files: OutputFiles, plan: RunPlan | 
         stem = _stem_of(path, files, keeping.save_state)
         kind, number = (planned_number(stem, files.name) if stem else None) or ("", 0)
         every = moments.every_epochs if kind == EPOCH else moments.every_steps
+        done = after[1] if kind == EPOCH else after[0]
         last_number = plan.epochs - 1 if kind == EPOCH else plan.total_updates
-        if kind and every and number % every == 0 and 0 < number <= last_number:
+        if kind and every and number % every == 0 and done < number <= last_number:
             yield path
 
 

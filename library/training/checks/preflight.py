@@ -70,7 +70,7 @@ from library.training.checks.new_word import (
     with_template,
 )
 from library.training.checks.options import check_options, check_prediction
-from library.training.checks.output import check_output, check_space
+from library.training.checks.output import check_output, check_resumed_output, check_space
 from library.training.checks.pictures import Pictures, check_pictures
 from library.training.checks.resume import Begun, check_resume
 from library.training.checks.samples import check_samples
@@ -313,6 +313,7 @@ def _plan(training: TrainingOptions, pictures: Pictures | None) -> RunPlan | Non
 
 def _run(asked: RunOptions, found: _Found, files: OutputFiles, problems: Problems) -> Run:
     resume = check_resume(asked, files, Begun(found.base, found.pictures, found.plan), problems)
+    check_resumed_output(asked, files, found.plan, resume.folder if resume else None, problems)
     # last, for the Hub makes a repository only where nothing else is wrong; what only shows uploads nothing
     upload = None if asked.data.debug_dataset else check_uploads(asked.upload, asked.keeping, problems)
     if found.base is None or found.pictures is None or problems:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from library.checkpoint.foreign_state import is_foreign_state, read_foreign_state
-from library.checkpoint.manifest import TornStateError
-from library.checkpoint.naming import STATE_ENDING, last_stem
-from library.checkpoint.state import check_state, is_state, read_facts, states_of
-from library.core.errors import Problem, Problems, UserError
-from library.core.wording import some_of
+from library.checkpoint.saves import END
+from library.checkpoint.state import read_facts
+from library.core.errors import Problems, UserError
 from library.optim.optimizers import has_own_schedule
 from library.optim.schedulers import make_scheduler
 from library.options.optimizer import OptimizerOptions
 from library.options.record import TRAINS, Kind
+from library.training.checks.resumed_state import FLAG, find_state, list_of
 from library.training.checks.uploads import fetch_resumed_state
 from library.training.progress import RunPlan
-from library.training.state_facts import STEP, TORCH, UPDATES, Change, changes_between, facts_of
+from library.training.state_facts import STEP, TORCH, UPDATES, Change, begun_with, changes_between, facts_of
 
 if TYPE_CHECKING:  # a run holds the point that it goes on from
     from library.training.checks.pictures import Pictures
     from library.training.run import BaseModel, OutputFiles, RunOptions
 
-FLAG, LATEST, ALLOW = "--resume", "latest", "--allow_changed_options"
+ALLOW = "--allow_changed_options"
 _LENGTH = "updates of the run"
-_NAMES_TOLD = 5
 _RAISE_LENGTH = "raise --max_train_steps (or --max_train_epochs) to train longer"
 
 
@@ -44,6 +42,7 @@ class ResumePoint:
         is_exact: the run goes on as if it had never stopped; else the options of now are put in force.
         is_foreign: another tool wrote it.
         warnings: what people should know before it goes on.
+        begun_with: options that said where the run began, by name, as its state has them.
     """
 
     folder: Path
@@ -52,6 +51,7 @@ class ResumePoint:
     is_exact: bool = True
     is_foreign: bool = False
     warnings: tuple[str, ...] = ()
+    begun_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ class Begun:
 def check_resume(asked: RunOptions, files: OutputFiles, begun: Begun, problems: Problems) -> ResumePoint | None:
     """The state of `--resume`; None where none is asked for, or it was refused."""
     if asked.keeping.resume is None:
+        fetch_resumed_state(asked.upload, asked.keeping, problems)  # fetches nothing, but refuses an idle option
         if asked.keeping.allow_changed_options:
             problems.add("there is no state whose options could have changed", ALLOW, f"give {FLAG}, or remove it")
         return None
     warnings: list[str] = []
-    folder = _find(asked, files, warnings, problems)
+    folder = find_state(asked, files, warnings, problems)
     if folder is None:
         return None
     if is_foreign_state(folder):
@@ -87,8 +88,9 @@ def check_resume(asked: RunOptions, files: OutputFiles, begun: Begun, problems: 
     pictures = begun.pictures
     new = facts_of(asked, begun.base, pictures.index, pictures.placements, begun.plan)
     step = int(facts[STEP])
-    if step >= begun.plan.total_updates:
-        what = f"{folder.name} is of update {step}, and the run ends at update {begun.plan.total_updates}"
+    length = begun.plan.total_updates
+    if step > length or (step == length and _has_end(files, folder, step)):
+        what = f"{folder.name} is of update {step}, and the run ends at update {length}"
         problems.add(f"it is finished: {what}", FLAG, _RAISE_LENGTH)
         return None
     changes = changes_between(facts, new)
@@ -99,100 +101,20 @@ def check_resume(asked: RunOptions, files: OutputFiles, begun: Begun, problems: 
             f"the state was written with torch {facts.get(TORCH)}, now it is {new[TORCH]}: last bits differ"
         )
     is_exact = not changes and facts.get(UPDATES) == new[UPDATES]
-    return ResumePoint(folder, step, tuple(changes), is_exact, warnings=tuple(warnings))
+    return ResumePoint(folder, step, tuple(changes), is_exact, warnings=tuple(warnings), begun_with=begun_with(facts))
 
 
-def _find(asked: RunOptions, files: OutputFiles, warnings: list[str], problems: Problems) -> Path | None:
-    """The folder of the state that is meant, whole; where the one that is asked for is torn, an older one."""
-    named = str(asked.keeping.resume)
-    if asked.upload.resume_from_huggingface:
-        fetched = fetch_resumed_state(asked.upload, asked.keeping, problems)
-        return None if fetched is None else _first_whole([fetched], warnings, problems)
-    if named == LATEST:
-        return _latest(files, warnings, problems)
-    folder = Path(named)
-    if not folder.is_dir():
-        what = f"{folder} is a file, a state is a folder" if folder.exists() else f"{folder} is not there"
-        problems.add(what, FLAG, _hint(folder.parent) or f"name a folder that ends in {STATE_ENDING}, or {LATEST}")
-        return None
-    if is_foreign_state(folder):
-        return folder
-    if not is_state(folder) and _hint(folder) is not None:
-        problems.add(f"{folder} is no state, but holds some", FLAG, f"{_hint(folder)}; or give {LATEST}")
-        return None
-    older = [path for path in states_of(folder.parent, files.name) if path.name != folder.name]
-    return _first_whole([folder, *_before(folder, older)], warnings, problems)
-
-
-def _latest(files: OutputFiles, warnings: list[str], problems: Problems) -> Path | None:
-    """The newest state of the run's name; torn ones that were passed over are told."""
-    found = states_of(files.folder, files.name)
-    if found:
-        warnings += _torn_ones(files)
-        return _first_whole(found, warnings, problems)
-    name = "without an --output_name" if files.name is None else f"of --output_name {files.name}"
-    torn = "".join(f"; {text}" for text in _torn_ones(files))
-    fix = _hint(files.folder) or "leave --resume out to begin anew"
-    problems.add(f"there is no state {name} in {files.folder}{torn}", f"{FLAG} {LATEST}", fix)
-    return None
-
-
-def _torn_ones(files: OutputFiles) -> list[str]:
-    """What is wrong with states of the run's name that do not even look whole."""
-    stem = last_stem(files.name) if files.name is not None else ""
-    told = []
-    for folder in sorted(files.folder.glob(f"*{STATE_ENDING}")) if files.folder.is_dir() else []:
-        if folder.name.startswith(stem) and folder.is_dir():
-            told += [f"{problem.where}: {problem.what}" for problem in _problems_of(folder, read_facts)]
-    return told
-
-
-def _problems_of(folder: Path, look: Callable[[Path], Any]) -> tuple[Problem, ...]:
-    """Why a state is torn; nothing where it is whole, or no state at all."""
-    try:
-        look(folder)
-    except TornStateError as error:
-        return error.problems
-    except UserError:
-        return ()
-    return ()
-
-
-def _before(torn: Path, others: list[Path]) -> list[Path]:
-    """Those that are not later than a state, as far as it still tells where it stood."""
-    try:
-        step = int(read_facts(torn)[STEP])
-    except UserError:
-        return others
-    return [path for path in others if int(read_facts(path)[STEP]) <= step]
-
-
-def _first_whole(candidates: list[Path], warnings: list[str], problems: Problems) -> Path | None:
-    """The first one that is whole; the others are told. What is no state at all is refused, whatever follows it."""
-    torn: list[Problem] = []
-    for folder in candidates:
-        try:
-            check_state(folder)
-        except TornStateError as error:
-            torn += error.problems
-        except UserError as error:
-            problems.extend([*torn, *error.problems])
-            return None
-        else:
-            warnings += [f"{problem.where}: {problem.what}" for problem in torn]
-            if torn or warnings:
-                warnings.append(f"so the run goes on from {folder.name}, the last whole state before")
-            return folder
-    problems.extend(torn)
-    return None
-
-
-def _hint(folder: Path) -> str | None:
-    """The states in a folder, as a mend; None where there are none."""
-    names = sorted(path.name for path in folder.iterdir() if is_state(path)) if folder.is_dir() else []
-    if not names:
-        return None
-    return f"there is {some_of([str(folder / name) for name in names[-_NAMES_TOLD:]], len(names))}"
+def _has_end(files: OutputFiles, state: Path, step: int) -> bool:
+    """Whether what a run has learned at its end is saved; where it could not be, a run that goes on from the state of
+    the end saves it, and trains no more."""
+    ends = [files.result] if files.average is None else [files.result, files.average]
+    if not all(end.exists() for end in ends):
+        return False
+    listed = list_of(files.folder, files.name)
+    if not listed.saves or not listed.goes_on_with(state):
+        return True
+    written = {name for save in listed.of(END, is_state=False) if save.step >= step for name in save.names}
+    return all(end.name in written for end in ends)
 
 
 def _foreign_point(

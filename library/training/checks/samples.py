@@ -40,9 +40,7 @@ def check_samples(
         if options.sample_sampler != DDIM:
             problems.add("there are no prompts to sample", "--sample_sampler", f"give {FLAG} FILE, or remove it")
         return ()
-    if not has_moment:
-        problems.add("nothing says when samples are made", FLAG, f"give one of {_MOMENTS}, or remove it")
-    elif plan is not None:
+    if plan is not None:  # without a moment samples are made when a file asks for them
         _check_reached(options, plan, problems)
     path = Path(options.sample_prompts)
     defaults = PromptDefaults(default_size(resolution), seed % (LARGEST_SEED + 1), options.sample_sampler)
@@ -73,8 +71,8 @@ def _given(options: SampleOptions) -> str:
 def _check_reached(options: SampleOptions, plan: RunPlan, problems: Problems) -> None:
     """Whether the run is long enough for what is asked."""
     epochs, steps = options.sample_every_n_epochs, options.sample_every_n_steps
-    if epochs is not None and epochs > plan.epochs:
-        what = f"the run has {plan.epochs} epochs, so no sample would be made after {epochs}"
+    if epochs is not None and epochs > plan.whole_epochs:
+        what = f"the run has {plan.whole_epochs} whole epochs, so no sample would be made after {epochs}"
         problems.add(what, "--sample_every_n_epochs", "give a lower number")
     if epochs is None and steps is not None and steps > plan.total_updates:
         what = f"the run has {plan.total_updates} updates, so no sample would be made after {steps}"

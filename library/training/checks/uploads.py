@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.checkpoint.hub_client import Hub, HubError, Repository, found_token, is_offline, waiting_at_most
-from library.checkpoint.naming import STATE_ENDING
+from library.checkpoint.naming import STATE_MANIFEST, has_foreign_names
 from library.core.errors import Problems, UserError, nearest_name
 from library.core.log import get_logger
 from library.core.secrets import taken_secret
@@ -41,7 +41,6 @@ class UploadTarget:
     folder: str
     is_public: bool
     with_states: bool
-    in_background: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ def check_uploads(options: UploadOptions, keeping: KeepingOptions, problems: Pro
     if repo_id is None:
         _refuse_idle(options, problems)
         return None
-    if not is_repo_id(repo_id):
+    is_named = is_repo_id(repo_id)
+    if not is_named:
         what = f"is no name of a repository: {repo_id!r}"
         problems.add(what, _REPO, "give OWNER/NAME, such as my-name/my-lora, without the address of the Hub")
     folder = options.huggingface_path_in_repo or ""
@@ -80,12 +80,11 @@ def check_uploads(options: UploadOptions, keeping: KeepingOptions, problems: Pro
         folder=folder,
         is_public=options.huggingface_repo_visibility == PUBLIC,
         with_states=options.save_state_to_huggingface,
-        in_background=options.async_upload,
     )
-    if is_offline():
+    if is_offline() and is_named:
         fix = f"unset it, or leave out {_REPO} and upload the files later: hf upload {repo_id} FILE"
         problems.add("the environment variable HF_HUB_OFFLINE forbids every upload", _REPO, fix)
-    elif _has_token(token, problems) and not problems and os.environ.get("RANK", "0") == "0":
+    elif not is_offline() and _has_token(token, problems) and not problems and os.environ.get("RANK", "0") == "0":
         _check_hub(target, token, problems)
     return target
 
@@ -113,11 +112,13 @@ def fetch_resumed_state(upload: UploadOptions, keeping: KeepingOptions, problems
 def parse_reference(text: str) -> StateReference:
     """Reads `{repo_id}/{path_in_repo}:{revision}:{repo_type}`; main and model where the ends are left out.
 
+    A slash after the path is nothing.
+
     Raises:
         UserError: it has another form.
     """
     place, *ends = text.split(":")
-    parts = place.split("/")
+    parts = place.removesuffix("/").split("/")
     repo_id, path = "/".join(parts[:2]), "/".join(parts[2:])
     if not is_repo_id(repo_id):
         raise _misformed(text, "it does not begin with OWNER/NAME of a repository")
@@ -215,16 +216,14 @@ def _misformed(text: str, why: str) -> UserError:
 
 def _fetch(reference: StateReference, hub: Hub, where: str) -> Path:
     patterns = [f"{glob.escape(reference.path)}/*"]
-    repository = reference.repository
+    repository, revision = reference.repository, reference.revision
     try:
         with waiting_at_most(_FETCH_SECONDS):
             if is_offline():
-                return _cached(hub.fetch(repository, reference.revision, patterns, only_cached=True), reference, where)
-            names = hub.names(repository, reference.revision)
-            if not any(name.startswith(f"{reference.path}/") for name in names):
-                raise _no_such_folder(reference, names, where)
+                return _cached(hub.fetch(repository, revision, patterns, only_cached=True), reference, where)
+            _refuse_what_is_none(reference, hub.names(repository, revision), where)
             log.info("fetching %s of %s", reference.path, repository.repo_id)
-            return hub.fetch(repository, reference.revision, patterns) / reference.path
+            return hub.fetch(repository, revision, patterns) / reference.path
     except HubError as error:
         raise UserError.of(error.what, where, error.fix) from None
 
@@ -237,12 +236,35 @@ def _cached(snapshot: Path, reference: StateReference, where: str) -> Path:
     return folder
 
 
-def _no_such_folder(reference: StateReference, names: list[str], where: str) -> UserError:
-    folders = {name.rpartition("/")[0] for name in names}
-    states = sorted(folder for folder in folders if folder.endswith(STATE_ENDING))
-    what = f"the repository has no folder {reference.path}"
-    if not states:
-        return UserError.of(what, where, "no state is there; --save_state_to_huggingface uploads them")
-    nearest = nearest_name(reference.path, states)
-    fix = f"did you mean {nearest}?" if nearest else f"the states there: {some_of(states[:_EXAMPLES], len(states))}"
-    return UserError.of(what, where, fix)
+def _refuse_what_is_none(reference: StateReference, names: list[str], where: str) -> None:
+    """Refuses a folder that holds no state, before anything is fetched; `names` are all files of the repository."""
+    contents: dict[str, set[str]] = {}
+    for folder, _, name in (name.rpartition("/") for name in names):
+        contents.setdefault(folder, set()).add(name)
+    contents.pop("", None)  # the top of the repository, which cannot be named
+    states = sorted(
+        folder for folder, inside in contents.items() if STATE_MANIFEST in inside or has_foreign_names(inside)
+    )
+    if reference.path in states:
+        return
+    below = [folder for folder in states if folder.startswith(f"{reference.path}/")]
+    is_there = any(folder == reference.path or folder.startswith(f"{reference.path}/") for folder in contents)
+    what = f"{reference.path} is no state" if is_there else f"the repository has no folder {reference.path}"
+    nearest = None if below else nearest_name(reference.path, states)
+    if nearest:
+        fix = f"did you mean {_written(reference, nearest)}?"
+    elif states:
+        found = below or states
+        shown = some_of([_written(reference, state) for state in found[-_EXAMPLES:]], len(found))
+        fix = f"the states {'in it' if below else 'there'}: {shown}"
+    else:
+        fix = "no state is there; --save_state_to_huggingface uploads them"
+    raise UserError.of(f"{what}, but holds some" if below else what, where, fix)
+
+
+def _written(reference: StateReference, path: str) -> str:
+    """A state of the same repository, as --resume takes it."""
+    repository = reference.repository
+    return REFERENCE_FORM.format(
+        repo_id=repository.repo_id, path_in_repo=path, revision=reference.revision, repo_type=repository.repo_type
+    )

@@ -104,6 +104,31 @@ def test_what_means_nothing_in_the_settings_file_is_told(tmp_path: Path, text: s
     assert problem.where.startswith(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[tensorboard]\nmax_queue = 'x'\n", "max_queue cannot be 'x': must be a whole number from 1 on"),
+        ("[tensorboard]\nmax_queue = true\n", "max_queue cannot be True"),
+        ("[tensorboard]\nflush_secs = -1\n", "flush_secs cannot be -1"),
+        ("[tensorboard]\nfilename_suffix = 3\n", "filename_suffix cannot be 3: must be text"),
+        ("[tensorboard]\nfilename_suffix = '/x'\n", "filename_suffix cannot be '/x': must be a plain name"),
+        ("[wandb]\ntags = 'abc'\n", "tags cannot be 'abc'"),
+        ("[wandb]\ngroup = 3\n", "group cannot be 3: Input should be a valid string"),
+        ("[wandb]\nmode = 'sideways'\n", "mode cannot be 'sideways': Input should be 'online'"),
+        ("[wandb]\nfork_from = 'x'\n", "fork_from cannot be 'x'"),
+        ("[wandb]\nconfig_exclude_keys = 3\n", "config_exclude_keys cannot be 3"),
+        ("[wandb]\nsettings = 3\n", "settings cannot be 3"),
+        ("[wandb.settings]\nrun_group = 3\n", "settings.run_group cannot be 3: Input should be a valid string"),
+        ("[wandb.settings]\ninit_timeout = 'x'\n", "settings.init_timeout cannot be 'x'"),
+    ],
+)
+def test_a_value_that_the_tracker_would_die_of_is_told(tmp_path: Path, text: str, what: str) -> None:
+    file = config(tmp_path, text)
+    (problem,) = problems_of(logging_dir=str(tmp_path), log_with="all", log_tracker_config=file)
+    assert problem.what.startswith(what)
+    assert problem.where.startswith(f"{file}, line 2")
+
+
 def test_a_table_of_a_tracker_that_is_not_asked_for_is_told(tmp_path: Path) -> None:
     file = config(tmp_path, "[wandb]\nnotes = 'x'\n")
     (problem,) = problems_of(logging_dir=str(tmp_path), log_tracker_config=file)
@@ -111,12 +136,13 @@ def test_a_table_of_a_tracker_that_is_not_asked_for_is_told(tmp_path: Path) -> N
 
 
 def test_a_good_settings_file_is_read(tmp_path: Path) -> None:
-    text = "[tensorboard]\nflush_secs = 5\n[wandb]\nentity = 'us'\n[wandb.settings]\nconsole = 'off'\n"
+    text = "[tensorboard]\nflush_secs = 5\nfilename_suffix = '.x'\n"
+    text += "[wandb]\nentity = 'us'\ntags = ['a']\n[wandb.settings]\nconsole = 'off'\n"
     options = LogOptions(logging_dir=str(tmp_path), log_with="all", log_tracker_config=config(tmp_path, text))
     assert problems_of(**vars(options)) == []
     settings = read_tracker_settings(options)
-    assert settings.tensorboard == {"flush_secs": 5}
-    assert settings.wandb == {"entity": "us", "settings": {"console": "off"}}
+    assert settings.tensorboard == {"flush_secs": 5, "filename_suffix": ".x"}
+    assert settings.wandb == {"entity": "us", "tags": ["a"], "settings": {"console": "off"}}
 
 
 def test_two_names_are_told(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.checkpoint.saves import END, SaveList
 from library.checkpoint.state import read_facts, read_state, write_state
 from library.core.errors import UserError
+from library.options.keeping import KeepingOptions
 from library.options.parse import parse_options
 from library.options.record import Kind
 from library.options.scripts import SCRIPTS
 from library.training.checks.preflight import check_full_model_run, check_network_run
 from library.training.checks.resume import ResumePoint
+from library.training.retention import KeptFiles
 from library.training.run import Run
 from tests.training.resumed import SAVING, cut_off_after, state_at, train_here
 from tests.training.styles import CAPTION_FILES, style_words
@@ -119,7 +122,9 @@ def test_where_all_are_torn_all_are_told(check: Check, out: Path) -> None:
 
 
 def test_a_finished_run_is_not_resumed(finished: tuple[list[str], Path], out: Path, check: Check) -> None:
-    shutil.copytree(finished[1] / "last-state", out / "last-state")
+    for path in finished[1].glob("last*"):
+        if path.name in ("last-state", "last.safetensors"):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, out / path.name)
     told = refusal(check)
     assert "finished" in told and "raise --max_train_steps" in told
     longer = check("--max_train_steps", "5")
@@ -143,7 +148,27 @@ def test_deciding_options_are_all_listed_and_must_be_allowed(check: Check) -> No
 
 def test_shapes_cannot_change(check: Check) -> None:
     told = refusal(check, "--network_dim", "8", "--allow_changed_options")
-    assert "--network_dim: none -> 8" in told and "would not fit" in told
+    assert "--network_dim: 4 -> 8" in told and "would not fit" in told
+
+
+def test_to_say_a_default_changes_nothing(check: Check) -> None:
+    network = ["--network_dim", "4", "--network_alpha", "1", "--network_module", "networks.lora", "--clip_skip", "1"]
+    learning = ["--optimizer_type", "adamw", "--lr_scheduler", "constant", "--max_grad_norm", "1", "--seed", "42"]
+    assert check(*network, *learning).is_exact
+    assert check("--optimizer_type", "torch.optim.AdamW").is_exact
+    assert "torch.optim.AdamW -> lion_pytorch.Lion" in refusal(check, "--use_lion_optimizer")
+    assert "torch.optim.AdamW -> SGDNesterov" in refusal(check, "--optimizer_type", "sgdnesterov")
+    assert "--lr_scheduler: constant -> linear" in refusal(check, "--lr_scheduler", "Linear")
+
+
+def test_what_a_run_began_with_is_kept_by_those_that_go_on(check: Check, out: Path) -> None:
+    state = state_at(out, 2)
+    facts = read_facts(state)
+    write_state(
+        state, read_state(state), {**facts, "options": {**facts["options"], "network_weights": "start.safetensors"}}
+    )
+    point = check()
+    assert point.is_exact and point.begun_with == {"network_weights": "start.safetensors"}
 
 
 def test_a_start_means_nothing_to_a_run_that_goes_on(check: Check, finished: tuple[list[str], Path]) -> None:
@@ -160,6 +185,17 @@ def test_changed_pictures_and_captions_count(check: Check, finished: tuple[list[
         assert "fingerprint of their captions" in refusal(check)
     finally:
         caption.write_text(before, encoding="utf-8")
+    assert check().is_exact
+
+
+def test_a_picture_of_the_same_name_and_size_counts(check: Check, finished: tuple[list[str], Path]) -> None:
+    picture = Path(finished[0][finished[0].index("--train_data_dir") + 1]) / "cat.jpg"
+    before = picture.read_bytes()
+    try:
+        picture.write_bytes(before + b"x")  # behind the end of the picture
+        assert "fingerprint of their files' sizes" in refusal(check)
+    finally:
+        picture.write_bytes(before)
     assert check().is_exact
 
 
@@ -182,7 +218,7 @@ def test_processes_count(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_length_that_the_schedule_knew_counts(check: Check, out: Path) -> None:
     """States of a cosine schedule: its rates of the first updates were those of the shorter run."""
     told = refusal(check, "--max_train_steps", "6", "--lr_scheduler", "cosine")
-    assert "updates of the run: 3 -> 6" in told and "--lr_scheduler: none -> cosine" in told
+    assert "updates of the run: 3 -> 6" in told and "--lr_scheduler: constant -> cosine" in told
     assert not refusal_is_needed(check, "--max_train_steps", "6")
 
 
@@ -207,3 +243,104 @@ def test_the_state_of_another_kind_of_run_is_one_sentence(
     with pytest.raises(UserError, match="trained a network, and this one trains a whole model") as caught:
         check_full_model_run(parse_options("train_db.py", "", SCRIPTS["train_db.py"].groups, words))
     assert len(caught.value.problems) == 1
+
+
+def test_a_run_that_could_not_save_its_end_goes_on_from_the_state_of_it(
+    finished: tuple[list[str], Path], out: Path, check: Check
+) -> None:
+    shutil.copytree(finished[1] / "last-state", out / "last-state")
+    assert check() == ResumePoint(out / "last-state", UPDATES)
+    shutil.copy(finished[1] / "last.safetensors", out)
+    listed = SaveList.read(out, None)
+    assert "finished" in refusal(check)
+    listed.saves = [save for save in listed.saves if save.kind != END or save.is_state]
+    listed.write()  # what stands there is of an earlier run
+    assert check() == ResumePoint(out / "last-state", UPDATES)
+    assert "finished" in refusal(check, "--max_train_steps", "2")
+
+
+def named(state: Path, name: str | None) -> Path:
+    """Says in the facts of a state whose it is."""
+    write_state(state, read_state(state), {**read_facts(state), "name": name})
+    return state
+
+
+def test_a_resumed_run_writes_over_no_other_run(check: Check, out: Path) -> None:
+    """Neither over files of another name, nor over those of an earlier run of its own name."""
+    for name in ("dog.safetensors", "dog-step00000003.safetensors"):
+        (out / name).touch()
+    as_dog = ["--output_name", "dog"]
+    told = refusal(check, *as_dog, resume=str(state_at(out, 2)))
+    assert "dog-step00000003.safetensors of an earlier run would be lost" in told and "--overwrite" in told
+    assert check(*as_dog, "--overwrite", resume=str(state_at(out, 2))).step == 2
+    assert check(resume=str(state_at(out, 2))).step == 2, "its own files are no hindrance"
+    new = SaveList(out, None)
+    new.pass_over([state_at(out, 1), state_at(out, 2)])
+    new.write()
+    assert "of an earlier run would be lost" in refusal(check, resume=str(state_at(out, 2)))
+
+
+def test_the_latest_is_of_the_present_run(check: Check, out: Path) -> None:
+    """Not of one that it has replaced, and not of a way that was left by resuming from before."""
+    kept = KeptFiles(out, None, KeepingOptions())
+    kept.begin(state_at(out, 1), 1, saves_on_way=True)
+    assert check().folder == state_at(out, 1)
+    shutil.copytree(state_at(out, 2), out / "at-step00000005-state")  # written, and killed before it was listed
+    write_state(
+        out / "at-step00000005-state", read_state(state_at(out, 2)), {**read_facts(state_at(out, 2)), "seed": 1}
+    )
+    assert check().folder.name == "at-step00000005-state"
+    shutil.rmtree(out / "at-step00000005-state")
+    KeptFiles(out, None, KeepingOptions()).begin(None, 0, saves_on_way=False)
+    told = refusal(check)
+    assert "last-saves.json belongs to has no state" in told and "name a state" in told
+    assert str(state_at(out, 1)) in told and str(state_at(out, 2)) in told and "are of an earlier run" in told
+    (out / "last-saves.json").write_text("{", encoding="utf-8")
+    assert check().folder == state_at(out, 2), "without a list, by name and step"
+
+
+def test_a_state_is_of_the_run_that_its_facts_name(check: Check, out: Path) -> None:
+    """A run called cat-000001 ends with what looks like the first epoch of one called cat."""
+    other = shutil.copytree(state_at(out, 2), out / "cat-000001-state")
+    facts = {key: value for key, value in read_facts(other).items() if key != "name"}
+    write_state(other, read_state(other), facts)
+    assert check("--output_name", "cat").folder == other, "written before states told it"
+    named(other, "cat-000001")
+    assert "no state of --output_name cat" in refusal(check, "--output_name", "cat")
+    assert check("--output_name", "cat-000001").folder == other
+    flip_a_bit(other / "weights.safetensors")
+    shutil.copytree(state_at(out, 1), out / "cat-state")
+    named(out / "cat-state", "cat")
+    point = check("--output_name", "cat")
+    assert point.folder.name == "cat-state" and point.warnings == (), "torn states of others are not its business"
+
+
+def test_in_the_place_of_a_torn_state_none_is_taken_that_is_later_or_of_another_run(check: Check, out: Path) -> None:
+    first, second = state_at(out, 1), state_at(out, 2)
+    flip_a_bit(first / "weights.safetensors")
+    assert "at-step00000001-state" in refusal(check, resume=str(first)), "the other is later"
+    named(second, "cat")
+    shutil.copytree(second, out / "at-step00000003-state")
+    flip_a_bit(out / "at-step00000003-state" / "weights.safetensors")
+    assert "damaged" in refusal(check, resume=str(out / "at-step00000003-state")), "the facts of that one say cat"
+    shutil.copytree(second, out / "cat-step00000001-state")
+    named(second, None)
+    (second / "facts.json").write_bytes(b"")
+    assert "damaged" in refusal(check, resume=str(second)), "by its name it is no state of cat"
+    torn = shutil.copytree(out / "cat-step00000001-state", out / "cat-step00000009-state")
+    (torn / "facts.json").write_bytes(b"")
+    point = check("--output_name", "cat", resume=str(torn))
+    assert point.folder.name == "cat-step00000001-state" and "the last whole state before" in point.warnings[-1]
+    unknown = torn.rename(out / "cat-state")
+    assert "damaged" in refusal(check, resume=str(unknown)), "nobody knows where it stood"
+
+
+def test_only_what_is_later_was_passed_over(check: Check, out: Path) -> None:
+    (state_at(out, 1) / "optimizer.safetensors").write_bytes(b"")
+    point = check()
+    assert point.step == 2 and "optimizer.safetensors" in " ".join(point.warnings)
+    assert not any("goes on from" in text for text in point.warnings)
+
+
+def test_a_blank_word_is_no_folder(check: Check) -> None:
+    assert "--resume" in refusal(check, resume="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.training.styles import CAPTION_FILES, style_words
 
 
 def plan_of(updates: int, epochs: int) -> RunPlan:
-    return RunPlan(updates, updates // epochs, updates // epochs, epochs, 1, 1)
+    return RunPlan(updates, updates // epochs, updates // epochs, epochs, epochs, 1, 1)
 
 
 def complaints(plan: RunPlan | None, **options: Any) -> list[str]:
@@ -50,6 +51,12 @@ def complaints(plan: RunPlan | None, **options: Any) -> list[str]:
 )
 def test_options_that_would_do_nothing_are_told(options: dict[str, Any], where: list[str]) -> None:
     assert complaints(plan_of(12, 4), **options) == where
+
+
+def test_an_epoch_that_is_cut_short_saves_nothing() -> None:
+    cut = replace(plan_of(12, 4), total_updates=11, whole_epochs=3)
+    assert complaints(cut, save_every_n_epochs=4) == ["--save_every_n_epochs 4"]
+    assert complaints(cut, save_every_n_epochs=3) == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def told(main: Any, words: list[str]) -> dict[str, str]:
 def test_what_would_do_nothing_is_told_before_the_model_loads(base: list[str]) -> None:
     found = told(train_network.main, [*base, "--save_last_n_steps", "2", "--save_every_n_epochs", "7"])
     assert set(found) == {"--save_last_n_steps", "--save_every_n_epochs 7"}
-    assert "has 6 epochs" in found["--save_every_n_epochs 7"]
+    assert "has 6 whole epochs" in found["--save_every_n_epochs 7"]
 
 
 def test_all_files_of_an_earlier_run_are_told_at_once(base: list[str], tmp_path: Path) -> None:
@@ -152,7 +159,12 @@ def test_a_disk_that_is_too_small_is_told_with_what_would_help(
     assert f"12 x {size} for what is learned, 12 x " in problem and "MiB for states" in problem
     assert "--save_last_n_epochs and --save_last_n_steps" in problem
     monkeypatch.setattr(output, "free_space", lambda _: 1 << 20)
-    assert "--save_last" not in told(train_db.main, base)["--output_dir"]
+    problem = told(train_db.main, base)["--output_dir"]
+    assert "--save_last" not in problem and "upload" not in problem
+    waiting = Path(base[base.index("--output_dir") + 1]) / ".style-uploads" / "00000001" / "0"
+    waiting.parent.mkdir(parents=True)
+    waiting.write_bytes(bytes(1 << 20))
+    assert f"1.0 MiB wait for their upload in {waiting.parents[1]}" in told(train_db.main, base)["--output_dir"]
     assert "--output_dir" in told(train_network.main, base)
 
 
