@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 TRAINER = "library/training/trainer.py"
 RANDOMNESS = "library/core/randomness.py"
-SIGNALS = "library/training/request_signals.py"
+SIGNALS = "library/training/requests/signals.py"
 
 # Who may import whom. A package may always import itself; a name stands for all that lies below it.
 _LEAF = ("library.core", "library.options")

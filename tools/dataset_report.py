@@ -25,7 +25,7 @@ from library.options.text import TextOptions
 from library.options.training import TrainingOptions
 
 if TYPE_CHECKING:
-    from library.training.pictures_told import Told
+    from library.training.debug.pictures_told import Told
 
 SCRIPT = "tools/dataset_report.py"
 
@@ -75,14 +75,14 @@ def _check_files(files: ReportOptions) -> None:
 def _report_mistakes(problems: Sequence[Problem], files: ReportOptions) -> list[Problem]:
     """Writes a report of the command line's mistakes; they, and what went wrong in doing so."""
     from library.data.report.dataset_report import report_of_problems
-    from library.training.pictures_told import Told
+    from library.training.debug.pictures_told import Told
 
     return [*problems, *_write(Told(report_of_problems(problems), None), files)]
 
 
 def _look(options: OptionValues) -> Told:
     from library.data.report.start_report import describe_dataset
-    from library.training.pictures_told import Asked, look_at_pictures
+    from library.training.debug.pictures_told import Asked, look_at_pictures
 
     groups = (options.of(DataOptions), options.of(CachingOptions), options.of(TextOptions), options.of(TrainingOptions))
     told = look_at_pictures(Asked(*groups))
@@ -97,7 +97,7 @@ def _write(told: Told, files: ReportOptions) -> list[Problem]:
     """Writes the files that were asked for; what could not be written."""
     from library.core.atomic_io import write_text_whole
     from library.data.report.dataset_report import as_json_values
-    from library.training.debug_dataset import write_page
+    from library.training.debug.dataset import write_page
 
     problems = Problems()
     if files.json is not None:

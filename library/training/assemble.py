@@ -36,9 +36,15 @@ from library.training.checks.output import check_space_again
 from library.training.ema import Ema
 from library.training.facts import base_facts
 from library.training.guards import WATCHED_UPDATES, GradientWatch, MovementWatch
-from library.training.keeping import Keeper
+from library.training.keep.keeper import Keeper
+from library.training.keep.resume import restore
+from library.training.keep.session import Session
+from library.training.keep.trained_files import TrainedFiles
+from library.training.keep.training_state import TrainingState
+from library.training.keep.uploads import make_uploads
 from library.training.latents import LatentEncoder
 from library.training.loading import load_in_turn, place
+from library.training.logs.trackers import open_log
 from library.training.methods import (
     fetch_base_model,
     load_models,
@@ -51,17 +57,11 @@ from library.training.out_of_memory import explained_out_of_memory
 from library.training.previews import make_previews
 from library.training.progress import Moment, Progress, RunPlan, plan_run
 from library.training.report import start_report, summary
-from library.training.request_signals import interruptible
-from library.training.requests import RequestWatch
-from library.training.resume import restore
+from library.training.requests.signals import interruptible
+from library.training.requests.watch import RequestWatch
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
 from library.training.runtime import end_runtime, prepare, start_runtime
-from library.training.session import Session
-from library.training.trackers import open_log
-from library.training.trained_files import TrainedFiles
 from library.training.trainer import Trainer
-from library.training.training_state import TrainingState
-from library.training.uploads import make_uploads
 from library.training.validation import make_validation, plain_objective, validation_draws
 
 log = get_logger(__name__)

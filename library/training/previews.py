@@ -27,7 +27,7 @@ from library.preview.prompts import FLAG, SamplePrompt
 from library.training.out_of_memory import is_out_of_memory
 from library.training.painting import Painter, make_prompt_reader, noise_schedule
 from library.training.progress import Moment, Moments
-from library.training.requests import Requests
+from library.training.requests.watch import Requests
 from library.training.run import Run
 
 log = get_logger(__name__)

@@ -23,9 +23,9 @@ from library.text.tokenizer import CaptionTokenizer
 from library.text.weighting import has_unbalanced_brackets
 from library.training.checks.keeping import save_moments
 from library.training.checks.resumed_state import LATEST
+from library.training.logs.settings import active_trackers
 from library.training.progress import RunPlan
 from library.training.run import EmbeddingRun, FullModelRun, NetworkRun, Run
-from library.training.tracker_settings import active_trackers
 from library.training.trainer import Trainer
 
 _NAMES_TOLD = 3

@@ -23,7 +23,7 @@ def start(check: Callable[[OptionValues], Run], options: OptionValues) -> None:
     """
     run = check(options)
     if run.options.data.debug_dataset:
-        from library.training.debug_dataset import show_dataset
+        from library.training.debug.dataset import show_dataset
 
         show_dataset(run)
         return

@@ -21,12 +21,12 @@ from library.optim.clipping import clip_gradients
 from library.optim.optimizers import eval_mode, train_mode
 from library.optim.stepping import FusedBackward
 from library.training.guards import refuse_non_finite_update
-from library.training.keeping import Keeper
+from library.training.keep.keeper import Keeper
+from library.training.keep.training_state import TrainingState
+from library.training.logs.scalars import Number, rate_scalars
 from library.training.previews import Previews
 from library.training.progress import Moment, RunPlan
-from library.training.requests import Requests, RequestWatch
-from library.training.scalars import Number, rate_scalars
-from library.training.training_state import TrainingState
+from library.training.requests.watch import Requests, RequestWatch
 from library.training.validation import Validation
 
 EncodeLatents = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], torch.Tensor]

@@ -28,7 +28,7 @@ from library.options.data import DataOptions
 from library.options.text import TextOptions
 from library.options.training import TrainingOptions
 from library.training.checks.pictures import check_fixed_uses
-from library.training.pictures_told import Asked, look_at_pictures
+from library.training.debug.pictures_told import Asked, look_at_pictures
 from tests.data.data_helpers import index_of, make_dataset, make_subset, save_picture
 from tests.data.test_planner import make_index
 

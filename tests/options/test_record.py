@@ -125,7 +125,7 @@ SAID = {
     "lr_scheduler_power": ["1"],
     "lr_scheduler_timescale": ["10000"],
 }
-UNSAID = {  # without them there is nothing; or, of the last two, `library/training/state_facts.py` knows
+UNSAID = {  # without them there is nothing; or, of the last two, `library/training/keep/state_facts.py` knows
     *("augmentation_variants", "network_dropout", "network_weights", "scale_weight_norms", "noise_offset"),
     *("adaptive_noise_scale", "multires_noise_iterations", "ip_noise_gamma", "min_snr_gamma", "v_pred_like_loss"),
     *("lr_scheduler_type", "lr_scheduler_min_lr_ratio", "stop_text_encoder_training", "hypernetwork_module"),

@@ -19,11 +19,11 @@ import fine_tune
 import train_db
 import train_network
 import train_textual_inversion
-from library.training import scalars
-from library.training.keeping import Keeper
+from library.training.keep.keeper import Keeper
+from library.training.logs import scalars
 from library.training.previews import Previews
 from library.training.validation import Validation
-from tests.training.logs import (
+from tests.training.logs.log_readers import (
     assert_not_told,
     read_events,
     read_rows,

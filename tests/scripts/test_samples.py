@@ -308,7 +308,7 @@ def test_prompts_may_wait_until_samples_are_asked_for(train: Runs, capsys: pytes
     [
         (["--sample_every_n_steps", "1"], "a cat --w 65\na dog --z 1", ["line 1, --w", "line 2: there is no option"]),
         (["--sample_every_n_steps", "3"], PROMPT, ["the run has 2 updates, so no sample would be made after 3"]),
-        (["--sample_every_n_epochs", "3"], PROMPT, ["the run has 2 epochs, so no sample would be made after 3"]),
+        (["--sample_every_n_epochs", "3"], PROMPT, ["the run has 2 whole epochs, so no sample would be made after 3"]),
         (["--sample_every_n_steps", "1"], None, ["--sample_every_n_steps: there are no prompts to make samples of"]),
         (["--sample_sampler", "heun"], None, ["--sample_sampler: there are no prompts"]),
         (["--sample_at_first", "--sample_sampler", "heun"], f"{PROMPT} --ss ddim", ["a sampler of its own"]),

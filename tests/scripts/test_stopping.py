@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(
     assert "finishing this update, then saving; again to end at once" in said
     assert f"stopped after update {step} of 400" in said
     assert f"{out / f'at-step{step:08d}-state'}" in said
-    assert f"log: {out / 'last-log.jsonl'}; curves: tensorboard --logdir={logs}, then http" in said
+    assert f"log: {out / 'last-log.jsonl'}" in said and f"curves: tensorboard --logdir={logs}, then http" in said
     assert "to go on: the same command with --resume latest" in said and "a second; " in said
     assert not (out / "last.safetensors").exists() and "copy it into models/Lora" not in said
 
@@ -151,7 +151,7 @@ def test_in_a_thread_of_a_notebook_a_file_stops(tiny_models: dict[str, Path], da
     assert not (out / "Stop.txt").exists()
 
 
-@pytest.mark.slow  # tests/training/test_requests.py and tests/core/test_errors.py have its two halves
+@pytest.mark.slow  # tests/training/requests/test_watch.py and tests/core/test_errors.py have its two halves
 def test_what_goes_wrong_on_the_way_is_not_called_a_mistake_to_mend_before(
     tiny_models: dict[str, Path], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

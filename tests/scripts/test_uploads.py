@@ -170,7 +170,7 @@ def test_training_ends_well_without_the_hub_and_the_next_start_uploads(
         assert hub.repo("owner/style").files == first  # both runs are equal, byte by byte
 
 
-@pytest.mark.slow  # tests/training/test_requests.py and tests/checkpoint/test_hub_uploads.py have its two halves
+@pytest.mark.slow  # tests/training/requests/test_watch.py and tests/checkpoint/test_hub_uploads.py have its two halves
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal as Linux and macOS have it")
 def test_a_sigterm_while_the_end_waits_for_the_hub_ends_the_waiting(
     tiny_models: dict[str, Path], photos: Path, tmp_path: Path

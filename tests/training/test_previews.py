@@ -29,7 +29,7 @@ from library.training.evaluation import lent_to
 from library.training.painting import Painter, noise_schedule, prompt_text_options
 from library.training.previews import Previews, SampleFiles, describe_samples, preview_moments
 from library.training.progress import Moment, RunPlan
-from library.training.requests import Requests
+from library.training.requests.watch import Requests
 
 PROMPTS = (SamplePrompt("a cat", size=Size(64, 64), seed=3, steps=2), SamplePrompt("a dog", size=Size(64, 80), steps=2))
 EVERY_STEP = SampleOptions(sample_every_n_steps=1)

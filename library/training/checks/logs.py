@@ -10,7 +10,7 @@ from library.core.errors import Problems, UserError
 from library.core.optional import import_optional
 from library.core.secrets import taken_secret
 from library.options.logs import KEY_PLACES, TENSORBOARD, WANDB, LogOptions
-from library.training.tracker_settings import KEY_FLAG, active_trackers, read_tracker_settings
+from library.training.logs.settings import KEY_FLAG, active_trackers, read_tracker_settings
 
 _NEEDS_NO_KEY = ("offline", "dryrun")
 _KEY_LENGTH = 40  # the least that wandb takes

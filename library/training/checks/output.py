@@ -18,9 +18,9 @@ from library.options.keeping import KeepingOptions
 from library.training.checks.keeping import check_keeping, save_moments
 from library.training.checks.resumed_state import list_of
 from library.training.checks.save_sizes import SaveSizes, full_model_sizes
+from library.training.keep.save_failures import free_space, mebibytes, told_waiting
 from library.training.progress import RunPlan, plan_run
 from library.training.run import FullModelRun, OutputFiles, RunOptions
-from library.training.save_failures import free_space, mebibytes, told_waiting
 
 RESERVE = 1 << 25  # 32 MiB: logs, and what nobody has thought of
 _NAMES_TOLD = 3

@@ -19,8 +19,8 @@ from library.options.optimizer import OptimizerOptions
 from library.options.record import TRAINS, Kind
 from library.training.checks.resumed_state import FLAG, find_state, list_of
 from library.training.checks.uploads import fetch_resumed_state
+from library.training.keep.state_facts import STEP, TORCH, UPDATES, Change, begun_with, changes_between, facts_of
 from library.training.progress import RunPlan
-from library.training.state_facts import STEP, TORCH, UPDATES, Change, begun_with, changes_between, facts_of
 
 if TYPE_CHECKING:  # a run holds the point that it goes on from
     from library.training.checks.pictures import Pictures

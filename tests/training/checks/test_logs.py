@@ -12,7 +12,7 @@ import train_network
 from library.core.errors import Problem, Problems, UserError
 from library.options.logs import LogOptions
 from library.training.checks.logs import check_logs
-from library.training.tracker_settings import active_trackers, read_tracker_settings
+from library.training.logs.settings import active_trackers, read_tracker_settings
 
 KEY = "0123456789abcdef" * 3
 

@@ -18,9 +18,9 @@ from library.options.record import Kind
 from library.options.scripts import SCRIPTS
 from library.training.checks.preflight import check_full_model_run, check_network_run
 from library.training.checks.resume import ResumePoint
-from library.training.retention import KeptFiles
+from library.training.keep.retention import KeptFiles
 from library.training.run import Run
-from tests.training.resumed import SAVING, cut_off_after, state_at, train_here
+from tests.training.keep.resumed import SAVING, cut_off_after, state_at, train_here
 from tests.training.styles import CAPTION_FILES, style_words
 
 SCRIPT = "train_network.py"
@@ -273,6 +273,7 @@ def test_a_resumed_run_writes_over_no_other_run(check: Check, out: Path) -> None
     told = refusal(check, *as_dog, resume=str(state_at(out, 2)))
     assert "dog-step00000003.safetensors of an earlier run would be lost" in told and "--overwrite" in told
     assert check(*as_dog, "--overwrite", resume=str(state_at(out, 2))).step == 2
+    (out / "at-step00000003.safetensors").touch()  # the run was killed after this save
     assert check(resume=str(state_at(out, 2))).step == 2, "its own files are no hindrance"
     new = SaveList(out, None)
     new.pass_over([state_at(out, 1), state_at(out, 2)])

@@ -20,8 +20,8 @@ from library.options.keeping import KeepingOptions
 from library.training.checks import output, preflight
 from library.training.checks.keeping import check_keeping, save_moments
 from library.training.checks.output import saves_at_once
+from library.training.keep.save_failures import mebibytes
 from library.training.progress import Moment, Moments, RunPlan
-from library.training.save_failures import mebibytes
 from tests.training.styles import CAPTION_FILES, style_words
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import train_network
 from library.core.errors import EXIT_USER_ERROR, run_script
-from tests.training.resumed import SAVING
+from tests.training.keep.resumed import SAVING
 from tests.training.runs import assert_same
 from tests.training.styles import CAPTION_FILES, style_words
 

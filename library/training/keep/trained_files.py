@@ -19,10 +19,10 @@ from library.optim.optimizers import eval_mode, optimizer_name, rates_told, trai
 from library.training.ema import Ema
 from library.training.facts import saved_metadata
 from library.training.guards import refuse_non_finite
+from library.training.keep.save_failures import SAVE_FAILURES, save_problems
+from library.training.keep.session import Session
 from library.training.progress import Moment, RunPlan
 from library.training.run import FullModelRun, Run
-from library.training.save_failures import SAVE_FAILURES, save_problems
-from library.training.session import Session
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
 from library.training.checks.preflight import check_network_run
-from library.training.scalars import ScalarLog
-from library.training.tracker_tensorboard import TensorBoardTracker
-from library.training.tracker_wandb import WandbTracker
-from library.training.trackers import tracker_config
+from library.training.logs.scalars import ScalarLog
+from library.training.logs.tensorboard import TensorBoardTracker
+from library.training.logs.trackers import tracker_config
+from library.training.logs.wandb import WandbTracker
 from tests.data.data_helpers import save_picture
-from tests.training.logs import assert_not_told, listening, wandb_files, wandb_history, wandb_offline, wandb_records
+from tests.training.logs.log_readers import (
+    assert_not_told,
+    listening,
+    wandb_files,
+    wandb_history,
+    wandb_offline,
+    wandb_records,
+)
 
 NOBODY = "http://127.0.0.1:9"  # a port where nobody answers
 KEY = "0123456789abcdef" * 3
@@ -249,7 +256,7 @@ def test_a_wandb_that_cannot_be_reached_leaves_the_run_on_the_disk(
     histories = [wandb_history(file) for file in wandb_files(tmp_path / "logs")]
     assert [row["loss/current"] for history in histories for row in history] == [0.25]
     assert_not_told(tmp_path, KEY)
-    assert_not_told(tmp_path / "logs", str(Path(__file__).parents[2]))
+    assert_not_told(tmp_path / "logs", str(Path(__file__).parents[3]))
     assert KEY not in caplog.text
 
 
@@ -263,7 +270,7 @@ def test_wandb_is_told_no_folders_and_no_command_line(
     tracker.numbers(1, {"loss/current": 1.0})
     print("a line of the console")
     tracker.close()
-    for word in (secret_word, "home-of-hilde", KEY, str(Path(__file__).parents[2]), "a line of the console"):
+    for word in (secret_word, "home-of-hilde", KEY, str(Path(__file__).parents[3]), "a line of the console"):
         assert_not_told(place, word)
 
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from library.core.nested import put_together, take_apart
-from library.training.row_file import RowFile
-from library.training.scalars import ScalarLog
-from library.training.tracker import Tracker
-from tests.training.logs import listening, read_rows
+from library.training.logs.row_file import RowFile
+from library.training.logs.scalars import ScalarLog
+from library.training.logs.tracker import Tracker
+from tests.training.logs.log_readers import listening, read_rows
 
 RATES = {"lr/textencoder": 1e-5, "lr/unet": 1e-4}
 DRAINS = [*range(1, 11), 20, 30]  # the updates up to 35 at which waiting numbers are read

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from library.checkpoint.state import states_of
-from tests.training.resumed import SAVING, assert_resumes_exactly, assert_same_run
+from tests.training.keep.resumed import SAVING, assert_resumes_exactly, assert_same_run
+from tests.training.keep.test_resume import SCRIPTS, cuts_of, words_of
 from tests.training.runs import ROOT, environment, run_script_in_processes
-from tests.training.test_resume import SCRIPTS, cuts_of, words_of
 
 pytestmark = pytest.mark.slow  # processes take seconds to start
 

@@ -10,7 +10,7 @@ from typing import Any
 from library.checkpoint.hub_client import Repository
 from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
 from library.training.checks.uploads import UploadTarget
-from library.training.uploads import Uploads
+from library.training.keep.uploads import Uploads
 from tests.checkpoint.hub_client_process import answer_of, hub_environment, start_client
 from tests.checkpoint.hub_server import TOKEN, Repo, served
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from library.checkpoint.hub_client import Hub
 from library.checkpoint.upload_queue import UploadQueue, queue_folder
 from library.training.checks.uploads import UploadTarget
-from library.training.uploads import HubUploads
+from library.training.keep.uploads import HubUploads
 answers = []
 for folder, target, with_yaml, left in json.load(sys.stdin):
     folder, target = Path(folder), UploadTarget(**target)

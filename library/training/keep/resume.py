@@ -17,7 +17,7 @@ from library.core.log import get_logger
 from library.methods.base import TEXT_ENCODER
 from library.optim.optimizers import unwrapped
 from library.training.checks.resume import ResumePoint
-from library.training.training_state import TrainingState, settings_of, unfit
+from library.training.keep.training_state import TrainingState, settings_of, unfit
 
 log = get_logger(__name__)
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 
 from library.checkpoint.naming import last_stem
 from library.core.log import get_logger
-from library.training.request_files import RequestFiles
-from library.training.request_signals import SAVE, STOP, SignalRequests
+from library.training.requests.files import RequestFiles
+from library.training.requests.signals import SAVE, STOP, SignalRequests
 
 log = get_logger(__name__)
 

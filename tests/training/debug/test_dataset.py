@@ -14,10 +14,10 @@ import pytest
 from library.data.index.index import ImageIndex
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS
-from library.training import debug_dataset
 from library.training.checks.preflight import check_embedding_run, check_network_run
-from library.training.debug_dataset import PAGE_NAME, can_open_window, show_dataset
-from library.training.debug_walk import Walk, head_line
+from library.training.debug import dataset as debug_dataset
+from library.training.debug.dataset import PAGE_NAME, can_open_window, show_dataset
+from library.training.debug.walk import Walk, head_line
 from library.training.methods import make_tokenizer
 from library.training.run import NetworkRun
 from tests.data.data_helpers import save_picture
@@ -145,7 +145,7 @@ def test_a_new_word_counts_as_its_tokens(
 def test_no_model_library_is_needed() -> None:
     """What the page needs imports neither diffusers nor accelerate, which take seconds."""
     code = (
-        "import sys, library.training.pictures_told; "
+        "import sys, library.training.debug.pictures_told; "
         "print([name for name in ('diffusers', 'accelerate') if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,7 +160,7 @@ def test_the_window_shows_batches_and_closes(lively: ImageIndex, monkeypatch: py
         os.close(write)
         monkeypatch.setenv("DISPLAY", f":{os.read(read, 16).decode().strip()}")
         assert can_open_window()
-        from library.training.debug_window import Window
+        from library.training.debug.window import Window
 
         source = source_of(lively)
         window = Window(source)

@@ -12,7 +12,7 @@ from library.checkpoint.saves import END, EPOCH, REQUEST, STEP, SaveList
 from library.checkpoint.state import write_state
 from library.core.atomic_io import temporary_name
 from library.options.keeping import KeepingOptions
-from library.training.retention import KeptFiles, remove_whole
+from library.training.keep.retention import KeptFiles, remove_whole
 
 
 def make_kept(folder: Path, begins: bool = True, **options: int) -> KeptFiles:

@@ -18,15 +18,15 @@ from library.core.atomic_io import size_on_disk
 from library.core.errors import Incomplete, Problem, UserError
 from library.core.log import get_logger
 from library.training.checks.keeping import save_moments
+from library.training.keep.retention import KeptFiles
+from library.training.keep.save_failures import SAVE_FAILURES, free_space, save_problems
+from library.training.keep.state_facts import state_facts
+from library.training.keep.trained_files import TrainedFiles, Written
+from library.training.keep.training_state import TrainingState
+from library.training.keep.uploads import Uploads
 from library.training.progress import Moment
-from library.training.requests import Requests
-from library.training.retention import KeptFiles
+from library.training.requests.watch import Requests
 from library.training.run import OutputFiles
-from library.training.save_failures import SAVE_FAILURES, free_space, save_problems
-from library.training.state_facts import state_facts
-from library.training.trained_files import TrainedFiles, Written
-from library.training.training_state import TrainingState
-from library.training.uploads import Uploads
 
 log = get_logger(__name__)
 

@@ -11,7 +11,7 @@ import tkinter as tk
 from library.core.sizes import Size
 from library.data.report.dataset_report import BatchFacts, Source, batch_facts, views_of
 from library.data.report.thumbnails import fitted, png_of, shrunk, training_pixels
-from library.training.debug_walk import MOST_SHOWN, Walk, head_line
+from library.training.debug.walk import MOST_SHOWN, Walk, head_line
 
 _LONGEST_SIDE = 288
 _COLUMNS = 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from library.checkpoint.hub_client import Repository
 from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
-from library.training.save_failures import save_problems, told_waiting
+from library.training.keep.save_failures import save_problems, told_waiting
 
 
 def test_a_full_disk_names_the_uploads_that_wait_on_it(tmp_path: Path) -> None:

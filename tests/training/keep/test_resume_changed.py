@@ -21,13 +21,13 @@ from library.options.scripts import SCRIPTS
 from library.training.assemble import build_trainer, load_learner, make_planner
 from library.training.checks.preflight import check_full_model_run, check_network_run
 from library.training.checks.resume import ResumePoint
+from library.training.keep.resume import fast_forward, restore
 from library.training.progress import plan_run
-from library.training.resume import fast_forward, restore
 from library.training.run import Run
 from library.training.runtime import start_runtime
 from library.training.trainer import Trainer
 from tests.checkpoint.test_public_order import as_the_tool_has_it, layers_of_the_tool
-from tests.training.resumed import SAVING, assert_same_run, cut_off_after, rows, state_at, train_here
+from tests.training.keep.resumed import SAVING, assert_same_run, cut_off_after, rows, state_at, train_here
 from tests.training.styles import CAPTION_FILES, style_words
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from library.training.row_file import RowFile
-from tests.training.logs import listening, read_rows
+from library.training.logs.row_file import RowFile
+from tests.training.logs.log_readers import listening, read_rows
 
 
 def add_rows(rows: RowFile, first: int, last: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from library.options.parse import parse_options
 from library.options.scripts import SCRIPTS as SCRIPTS_OF_OPTIONS
 from library.training.checks.preflight import check_network_run
-from tests.training.resumed import assert_resumes_exactly, contents, rows
+from tests.training.keep.resumed import assert_resumes_exactly, contents, rows
 from tests.training.styles import CAPTION_FILES, style_words
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from library.core.log import get_logger
 from library.optim.optimizers import rates_in_force
-from library.training.row_file import PEAK_MEMORY, SPEED, RowFile
-from library.training.tracker import Tracker
+from library.training.logs.row_file import PEAK_MEMORY, SPEED, RowFile
+from library.training.logs.tracker import Tracker
 
 log = get_logger(__name__)
 

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 
 from library.core.errors import EXIT_INTERRUPTED
 from library.core.log import start_logging
-from library.training.request_files import LOOK_EVERY, RequestFiles
-from library.training.request_signals import STOP_SIGNALS, interruptible
-from library.training.requests import FILES, Requests, RequestWatch
+from library.training.requests.files import LOOK_EVERY, RequestFiles
+from library.training.requests.signals import STOP_SIGNALS, interruptible
+from library.training.requests.watch import FILES, Requests, RequestWatch
 from tests.training.runs import ROOT, environment
 
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself these signals there")
@@ -178,7 +178,7 @@ def test_while_a_library_computes_the_first_is_answered_and_the_second_ends(tmp_
     """The main thread is inside a computation that does not look at signals; handlers of Python's would wait for it."""
     code = (
         "import hashlib, signal\n"
-        "from library.training.request_signals import SignalRequests\n"
+        "from library.training.requests.signals import SignalRequests\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with SignalRequests(save_on_signal=False, speaks=True).heard():\n"
         "    print('begun', flush=True)\n"
@@ -353,7 +353,7 @@ def test_all_processes_learn_of_a_request_at_once(tmp_path: Path) -> None:
     script = tmp_path / "watch.py"
     script.write_text(
         "import os, pathlib, signal\n"
-        "from library.training.requests import RequestWatch\n"
+        "from library.training.requests.watch import RequestWatch\n"
         "from library.training.runtime import end_runtime, start_runtime\n"
         "accelerator = start_runtime('no')\n"
         "folder = pathlib.Path(__file__).parent / 'out'\n"

@@ -14,7 +14,7 @@ from library.core.log import get_logger
 from library.data.report.report_page import page_of
 from library.text.tokenizer import CaptionTokenizer
 from library.training.checks.pictures import Pictures
-from library.training.pictures_told import Asked, Told, tell
+from library.training.debug.pictures_told import Asked, Told, tell
 from library.training.run import EmbeddingRun, Run
 
 PAGE_NAME = "dataset_report.html"
@@ -44,7 +44,7 @@ def show_dataset(run: Run) -> None:
     for warning in told.report.warnings:
         log.info("worth a look: %s", printable(warning))
     if told.source is not None and can_open_window():
-        from library.training.debug_window import show_window
+        from library.training.debug.window import show_window
 
         show_window(told.source)
         return

@@ -16,9 +16,9 @@ from library.optim.optimizers import unwrapped
 from library.optim.registry import path_of
 from library.training.ema import Ema
 from library.training.guards import GradientWatch, MovementWatch
+from library.training.keep.session import Session
+from library.training.logs.scalars import ScalarLog
 from library.training.progress import Progress
-from library.training.scalars import ScalarLog
-from library.training.session import Session
 
 _COMPILED = "_orig_mod."  # torch.compile puts it into names
 _NAMES_TOLD = 3

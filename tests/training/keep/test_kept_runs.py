@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_network
 from library.checkpoint.state import check_state
 from library.core.errors import Stopped, UserError
-from tests.training.logs import read_rows
-from tests.training.resumed import SAVING, cut_off_after
+from tests.training.keep.resumed import SAVING, cut_off_after
+from tests.training.logs.log_readers import read_rows
 from tests.training.styles import CAPTION_FILES, style_words
 
 PATIENCE = 120.0  # seconds; only a failure takes as long

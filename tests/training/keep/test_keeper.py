@@ -303,7 +303,7 @@ def test_a_folder_that_is_taken_away_is_made_anew(base: list[str], tmp_path: Pat
 
 def test_killed_runs_leave_whole_files_and_can_be_resumed() -> None:
     """A few rounds; the script plays as many as one wants."""
-    script = Path(__file__).resolve().parents[1] / "checkpoint" / "kill_while_saving.py"
+    script = Path(__file__).resolve().parents[2] / "checkpoint" / "kill_while_saving.py"
     words = [sys.executable, str(script), "--rounds", "6", "--seed", "1", "--kinds", "network"]
     played = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
     assert played.returncode == 0, played.stdout[-4000:] + played.stderr[-2000:]

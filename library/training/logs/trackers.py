@@ -17,15 +17,15 @@ from library.core.sizes import Size, Span
 from library.options.base import OptionGroup, info_of, option_fields
 from library.options.logs import KEY_PLACES, TENSORBOARD, WANDB
 from library.options.write import options_as_dict
+from library.training.logs.row_file import RowFile
+from library.training.logs.scalars import ScalarLog
+from library.training.logs.settings import KEY_FLAG, active_trackers, read_tracker_settings
+from library.training.logs.tensorboard import TensorBoardTracker
+from library.training.logs.tracker import Tracker
+from library.training.logs.wandb import WandbTracker
 from library.training.methods import tracker_name
 from library.training.progress import RunPlan
-from library.training.row_file import RowFile
 from library.training.run import Run
-from library.training.scalars import ScalarLog
-from library.training.tracker import Tracker
-from library.training.tracker_settings import KEY_FLAG, active_trackers, read_tracker_settings
-from library.training.tracker_tensorboard import TensorBoardTracker
-from library.training.tracker_wandb import WandbTracker
 
 Scalar = bool | int | float | str
 
