@@ -31,8 +31,8 @@ from library.options.upload import UploadOptions
 from library.options.validation import ValidationOptions
 from library.preview.prompts import SamplePrompt
 from library.training.checks.new_word import NewWord
-from library.training.checks.resume import ResumePoint
 from library.training.checks.uploads import UploadTarget
+from library.training.resume_point import ResumePoint
 
 if TYPE_CHECKING:  # the checks of a run without --vae should not wait for diffusers
     from library.models.vae_source import VaeIdentity

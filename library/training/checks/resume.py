@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,41 +17,17 @@ from library.optim.optimizers import has_own_schedule
 from library.optim.schedulers import make_scheduler
 from library.options.optimizer import OptimizerOptions
 from library.options.record import TRAINS, Kind
+from library.training.checks.pictures import Pictures
 from library.training.checks.resumed_state import FLAG, find_state, list_of
 from library.training.checks.uploads import fetch_resumed_state
-from library.training.keep.state_facts import STEP, TORCH, UPDATES, Change, begun_with, changes_between, facts_of
+from library.training.keep.state_facts import STEP, TORCH, UPDATES, begun_with, changes_between, facts_of
 from library.training.progress import RunPlan
-
-if TYPE_CHECKING:  # a run holds the point that it goes on from
-    from library.training.checks.pictures import Pictures
-    from library.training.run import BaseModel, OutputFiles, RunOptions
+from library.training.resume_point import Change, ResumePoint
+from library.training.run import BaseModel, OutputFiles, RunOptions
 
 ALLOW = "--allow_changed_options"
 _LENGTH = "updates of the run"
 _RAISE_LENGTH = "raise --max_train_steps (or --max_train_epochs) to train longer"
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """The state that a run goes on from.
-
-    Attributes:
-        folder: of the state; whole, and checked.
-        step: updates done.
-        changes: what is not as it was when it was written, but for what nothing depends on.
-        is_exact: the run goes on as if it had never stopped; else the options of now are put in force.
-        is_foreign: another tool wrote it.
-        warnings: what people should know before it goes on.
-        begun_with: options that said where the run began, by name, as its state has them.
-    """
-
-    folder: Path
-    step: int
-    changes: tuple[Change, ...] = ()
-    is_exact: bool = True
-    is_foreign: bool = False
-    warnings: tuple[str, ...] = ()
-    begun_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from library.checkpoint.foreign_state import is_foreign_state
 from library.checkpoint.manifest import TornStateError
@@ -14,9 +14,7 @@ from library.checkpoint.state import check_state, is_state, names_of, place_of, 
 from library.core.errors import Problem, Problems, UserError
 from library.core.wording import some_of
 from library.training.checks.uploads import fetch_resumed_state
-
-if TYPE_CHECKING:  # a run holds the point that it goes on from
-    from library.training.run import OutputFiles, RunOptions
+from library.training.run import OutputFiles, RunOptions
 
 FLAG, LATEST = "--resume", "latest"
 _NAMES_TOLD = 5

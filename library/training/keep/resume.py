@@ -16,8 +16,8 @@ from library.checkpoint.state import read_state
 from library.core.log import get_logger
 from library.methods.base import TEXT_ENCODER
 from library.optim.optimizers import unwrapped
-from library.training.checks.resume import ResumePoint
 from library.training.keep.training_state import TrainingState, settings_of, unfit
+from library.training.resume_point import ResumePoint
 
 log = get_logger(__name__)
 

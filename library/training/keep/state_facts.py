@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from library.core.errors import UserError
-from library.core.wording import some_of
 from library.data.description.config import DatasetConfig, SubsetConfig
 from library.data.index.index import ImageIndex
 from library.data.placement import Placements
@@ -24,9 +23,8 @@ from library.optim.registry import KNOWN, chosen_name, chosen_path
 from library.optim.schedulers import scheduler_name
 from library.options.record import TRAINS, Kind, recorded_defaults, recorded_kinds
 from library.training.progress import RunPlan
-
-if TYPE_CHECKING:  # a run knows the state that it goes on from
-    from library.training.run import BaseModel, Run, RunOptions
+from library.training.resume_point import Change
+from library.training.run import BaseModel, Run, RunOptions
 
 OPTIONS, RATES, DATASETS, PICTURES, BASE = "options", "rates", "datasets", "pictures", "base"
 UPDATES, PROCESSES, TORCH = "updates", "processes", "torch"
@@ -36,24 +34,6 @@ _LOOK = 1 << 16  # bytes
 _LEGACY_PLACE = 1 << 20  # where the Web UI's first hash looks
 _CHANGES_TOLD = 8  # of one dataset
 _TOLD_BY_FILES = ("num_vectors_per_token",)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that is not what it was when the state was made.
-
-    Attributes:
-        name: what people call it; of an option its flag.
-        kind: what that means.
-    """
-
-    name: str
-    old: Any
-    new: Any
-    kind: Kind
-
-    def __str__(self) -> str:
-        return f"{self.name}: {_shown(self.old)} -> {_shown(self.new)}"
 
 
 def state_facts(run: Run, plan: RunPlan) -> dict[str, Any]:
@@ -244,11 +224,3 @@ def _fingerprint(files: Iterable[Path]) -> str:
                 file.seek(place)
                 found.update(file.read(_LOOK))
     return found.hexdigest()[:16]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, (list, tuple)):
-        return some_of([str(part) for part in value[:_CHANGES_TOLD]], len(value)) or "none"
-    return str(value)

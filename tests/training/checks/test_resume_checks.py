@@ -17,8 +17,8 @@ from library.options.parse import parse_options
 from library.options.record import Kind
 from library.options.scripts import SCRIPTS
 from library.training.checks.preflight import check_full_model_run, check_network_run
-from library.training.checks.resume import ResumePoint
 from library.training.keep.retention import KeptFiles
+from library.training.resume_point import ResumePoint
 from library.training.run import Run
 from tests.training.keep.resumed import SAVING, cut_off_after, state_at, train_here
 from tests.training.styles import CAPTION_FILES, style_words

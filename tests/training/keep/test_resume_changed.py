@@ -20,9 +20,9 @@ from library.options.parse import OptionValues, parse_options
 from library.options.scripts import SCRIPTS
 from library.training.assemble import build_trainer, load_learner, make_planner
 from library.training.checks.preflight import check_full_model_run, check_network_run
-from library.training.checks.resume import ResumePoint
 from library.training.keep.resume import fast_forward, restore
 from library.training.progress import plan_run
+from library.training.resume_point import ResumePoint
 from library.training.run import Run
 from library.training.runtime import start_runtime
 from library.training.trainer import Trainer
