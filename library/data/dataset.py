@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from types import FrameType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -26,6 +29,7 @@ from library.data.views import Views
 # captions -> token ids (B, n, L) int64 in n chunks, and their weights (B, n, L) float32 or None
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 ItemT = TypeVar("ItemT")
+_LOOK_FOR_TRAINER = 2.0  # seconds
 
 
 class Drawn(Protocol):
@@ -305,11 +309,22 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _begin_worker(worker: int) -> None:
-    """One thread for each; and signals that go to all processes are for the trainer, who still wants batches."""
+    """One thread for each; and signals that go to all processes are for the trainer, who still wants batches.
+
+    Ends with the trainer, also where that was killed: a worker that waits to hand over a batch would never notice.
+    """
     torch.set_num_threads(1)
+    Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     signal.set_wakeup_fd(-1)  # a forked process has that of the trainer, who would take its signals for his own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _pass_over_once)
+
+
+def _end_without(trainer: int) -> None:
+    """Ends this process when its parent is gone; on Windows, where the number stays, the loader's own watch does."""
+    while os.getppid() == trainer:
+        time.sleep(_LOOK_FOR_TRAINER)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _pass_over_once(number: int, frame: FrameType | None) -> None:

@@ -20,12 +20,14 @@ from torch import nn  # noqa: E402
 from library.checkpoint.naming import epoch_stem, last_stem, state_folder  # noqa: E402
 from library.checkpoint.state import read_facts, read_state, write_state  # noqa: E402
 
+_EXACT = 256  # bf16 has whole numbers up to it
+
 
 def parts_of(step: int) -> dict[str, Any]:
     """Parts like those of a run, with values that tell which update they are of."""
     weight = nn.Parameter(torch.full((3, 4), float(step)))
     return {
-        "weights": {"unet": [weight, torch.full((2,), step).to(torch.bfloat16)]},
+        "weights": {"unet": [weight, torch.full((2,), step % _EXACT).to(torch.bfloat16)]},
         "optimizer": {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"betas": (0.9, 0.99)}]},
         "progress": {"step": step, "best": math.inf},
     }
@@ -42,9 +44,10 @@ def written(folder: Path, step: int = 5) -> Path:
 def step_in(folder: Path) -> int:
     """The update that all parts of a state are of."""
     state = read_state(folder)
+    step = int(state["weights"]["unet"][0].max())
+    assert int(state["weights"]["unet"][1].float().min()) == step % _EXACT
     found = {
-        int(state["weights"]["unet"][0].max()),
-        int(state["weights"]["unet"][1].float().min()),
+        step,
         int(state["optimizer"]["state"][0]["step"]),
         state["progress"]["step"],
         read_facts(folder)["step"],
