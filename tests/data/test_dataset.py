@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -257,46 +256,3 @@ def test_afterwards_a_signal_means_what_it_did() -> None:
         assert heard == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-_KILLED = """
-import os, signal, sys, torch
-from torch.utils.data import Dataset
-from library.data.dataset import make_loader
-
-class Large(Dataset):
-    def __getitem__(self, number):
-        return torch.zeros(1 << 20).numpy()  # more than a pipe holds: who hands it over waits for the trainer
-
-if __name__ == "__main__":
-    batches = iter(make_loader(Large(), range(1000), 2, pin_memory=False))
-    next(batches)
-    import multiprocessing
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="parents stay the same there; the loader's own watch ends its processes")
-def test_workers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "killed.py"
-    script.write_text(_KILLED, encoding="utf-8")
-    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    # what they print goes to a file: a pipe would stay open as long as they live
-    with (tmp_path / "told.txt").open("w", encoding="utf-8") as told:
-        subprocess.run([sys.executable, str(script)], env=settings, stdout=told)
-    workers = [int(word) for word in (tmp_path / "told.txt").read_text(encoding="utf-8").split()]
-    assert len(workers) == 2
-    deadline = time.monotonic() + 30
-    while any(is_alive(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(is_alive(worker) for worker in workers)
-
-
-def is_alive(process: int) -> bool:
-    """Whether it still runs; one that ended and that nobody has asked for does not."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def kill_after(script: str, words: Sequence[str], out: Path, step: int, pause: f
     time.sleep(pause)
     process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     process.wait()
+    while left := processes_of(out):  # loader processes, some of which wait to hand over a batch
+        assert time.monotonic() < last, f"still there: {left}"
+        time.sleep(0.1)
+
+
+def processes_of(out: Path) -> list[str]:
+    """The processes that still run and have this output folder on their command line; none where the system does not
+    tell."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it may end at any moment
+            if os.fsencode(out) in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
