@@ -75,14 +75,14 @@ def train(run: Run) -> None:
     started_at = time.time()
     with accelerator.main_process_first():  # the others find in the cache what one has fetched
         run = replace(run, base=fetch_base_model(run.base))
+    planner = make_planner(run, accelerator.num_processes)
+    plan = plan_run(planner, options.training.max_train_steps, options.training.max_train_epochs)
     if isinstance(run, FullModelRun) and run.base.repo_id is not None:
-        check_space_again(run)
+        check_space_again(run, plan)
 
     log.info("loading %s", run.base.identity.name)
     with explained_out_of_memory(run):
         learner = load_in_turn(accelerator, options.memory.lowram, lambda: load_learner(run, accelerator.device))
-        planner = make_planner(run, accelerator.num_processes)
-        plan = plan_run(planner, options.training.max_train_steps, options.training.max_train_epochs)
         for line in start_report(run, planner, plan, learner.tokenizer, learner.groups, accelerator):
             log.info(line)
         trainer = build_trainer(run, accelerator, learner, planner, plan)

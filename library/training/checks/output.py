@@ -10,38 +10,27 @@ from library.checkpoint.saves import EPOCH, planned_number
 from library.checkpoint.state import place_of
 from library.core.atomic_io import size_on_disk
 from library.core.errors import Problems
-from library.core.launch import launched_processes
 from library.core.wording import some_of
-from library.data.planner import Planner
 from library.models.forms import refuse_other_folder
 from library.options.keeping import KeepingOptions
 from library.training.checks.keeping import check_keeping, save_moments
 from library.training.checks.resumed_state import list_of
 from library.training.checks.save_sizes import SaveSizes, full_model_sizes
 from library.training.keep.save_failures import free_space, mebibytes, told_waiting
-from library.training.progress import RunPlan, plan_run
+from library.training.progress import RunPlan
 from library.training.run import FullModelRun, OutputFiles, RunOptions
 
 RESERVE = 1 << 25  # 32 MiB: logs, and what nobody has thought of
 _NAMES_TOLD = 3
 
 
-def check_space_again(run: FullModelRun) -> None:
+def check_space_again(run: FullModelRun, plan: RunPlan) -> None:
     """Room for the trained models, asked when a model of the Hub has been fetched: only then its size is known.
 
     Raises:
         UserError: the disk is too full.
     """
-    problems, training = Problems(), run.options.training
-    planner = Planner(
-        run.index,
-        run.placements,
-        [dataset.batch_size for dataset in run.index.datasets],
-        training.seed,
-        training.gradient_accumulation_steps,
-        launched_processes(),
-    )
-    plan = plan_run(planner, training.max_train_steps, training.max_train_epochs)
+    problems = Problems()
     sizes = full_model_sizes(run.options, run.base.identity, run.files, run.trains_text_encoder)
     check_space(run.options, run.files, plan, sizes, problems)
     problems.raise_if_any()
