@@ -12,9 +12,11 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import Field
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ from library.data.placement import place_all
 from library.data.planner import Planner
 from library.models.save import save_diffusers, save_single_file
 from library.models.tiny import make_tiny_model
-from library.options.base import default_of, option_fields
+from library.options.base import default_of, info_of, option_fields
 from library.options.config import ConfigOptions
 from library.options.data import DataOptions, default_worker_count
 from library.options.parse import build_parser, names_of, parse_options
@@ -189,7 +191,13 @@ def test_help_names_every_option() -> None:
     for name, script in SCRIPTS.items():
         shown = build_parser(name, script.description, (*script.groups, ConfigOptions)).format_help()
         for group in (*script.groups, ConfigOptions):
-            assert all(f"--{item.name} " in shown for item in option_fields(group))
+            assert all(f"{words_for(item)} " in shown for item in option_fields(group))
+
+
+def words_for(item: Field[Any]) -> str:
+    """What stands in `--help` and docs/options.md for an option."""
+    info = info_of(item)
+    return f"{info.metavar}" if info.positional else f"--{item.name}"
 
 
 # --- commands and examples --------------------------------------------------------------------------------------------

@@ -55,7 +55,11 @@ class UserError(Exception):
 
 
 class Incomplete(UserError):  # noqa: N818 (the run came to its end)
-    """The run came to its end, and something that it was asked to save or to upload is missing."""
+    """The run came to its end, and something that it was asked to make, to save or to upload is missing."""
+
+    def __init__(self, problems: Iterable[Problem], end: str = "training is over") -> None:
+        super().__init__(problems)
+        self.end = end
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
@@ -141,10 +145,10 @@ def _bullets(error: UserError) -> list[str]:
 
 
 def format_incomplete(error: Incomplete) -> str:
-    """The text a script prints where training is over, and not all of it could be kept."""
+    """The text a script prints where its work is over, and not all of it could be done."""
     count = len(error.problems)
     head = "1 thing" if count == 1 else f"{count} things"
-    return "\n".join([f"training is over, but {head} could not be done:", *_bullets(error)])
+    return "\n".join([f"{error.end}, but {head} could not be done:", *_bullets(error)])
 
 
 def run_script(main: Callable[[], None]) -> int:

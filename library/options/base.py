@@ -20,7 +20,8 @@ Check = Callable[[Any], str | None]
 @dataclass(frozen=True)
 class OptionInfo:
     """What stands beside a field: help, allowed values, a check that returns a complaint or None, other names that
-    guides use for the same option; for a secret, which is written nowhere, where it should rather stand."""
+    guides use for the same option; for a secret, which is written nowhere, where it should rather stand; whether it is
+    given by its place on the command line instead of by its name."""
 
     help: str
     choices: tuple[str, ...] = ()
@@ -29,6 +30,7 @@ class OptionInfo:
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
     better: str | None = None
+    positional: bool = False
 
     @property
     def secret(self) -> bool:
@@ -49,6 +51,18 @@ def option(
     """Declares one option as a dataclass field."""
     info = OptionInfo(help, tuple(choices), check, required, metavar, tuple(aliases))
     return field(default=default, metadata={"option": info})
+
+
+def positional(help: str, *, metavar: str, many: bool = False) -> Any:
+    """Declares a word of the command line that has no flag and must be given.
+
+    Args:
+        help: what it is.
+        metavar: its name in `--help` and in messages.
+        many: one or more such words; the field is a tuple of texts. Only the first positional of a script may be many.
+    """
+    info = OptionInfo(help, required=True, metavar=metavar, positional=True)
+    return field(default=() if many else None, metadata={"option": info})
 
 
 def secret_option(help: str, *, metavar: str, better: str) -> Any:

@@ -79,6 +79,7 @@ def parse_options(
     problems = Problems()
     _report_two_names(known, argv, problems)
     texts, unknown = _split_command_line(script, description, all_groups, argv)
+    unknown = _take_positionals(texts, unknown, known)
     _report_unknown_words(unknown, known, problems)
     values = _convert_texts(texts, known, problems)
     from_file = _read_config_file(values, known, problems)
@@ -95,21 +96,70 @@ def parse_options(
 def _split_command_line(
     script: str, description: str, groups: Sequence[type[OptionGroup]], argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The raw words given for each known option, and the words that belong to none."""
-    parser = build_parser(script, description, groups)
-    namespace, unknown = parser.parse_known_args(list(argv))
+    """The raw words given for each known flag, and the words that belong to none."""
+    flags = [item for group in groups for item in option_fields(group) if not info_of(item).positional]
+    positionals = sum(len(option_fields(group)) for group in groups) > len(flags)
+    if positionals and not {"-h", "--help"}.isdisjoint(argv):
+        build_parser(script, description, groups).parse_args(["--help"])
+    parser = build_parser(script, description, groups, with_positionals=False)
+    namespace, unknown = parser.parse_known_args(_with_closed_switches(argv, groups) if positionals else list(argv))
     return vars(namespace), unknown
 
 
-def build_parser(script: str, description: str, groups: Sequence[type[OptionGroup]]) -> argparse.ArgumentParser:
+def _with_closed_switches(argv: Sequence[str], groups: Sequence[type[OptionGroup]]) -> list[str]:
+    """The words with each switch as --name=true or --name=false: the word behind it may be a folder."""
+    switches = {
+        f"--{name}"
+        for group in groups
+        for item in option_fields(group)
+        for name in names_of(item)
+        if value_type(group, item.name) is bool
+    }
+    closed: list[str] = []
+    for word in argv:
+        if closed and closed[-1] in switches and word.lower() in ("true", "false"):
+            closed[-1] = f"{closed[-1]}={word}"
+        else:
+            closed.append(word)
+    return [f"{word}=true" if word in switches else word for word in closed]
+
+
+def build_parser(
+    script: str, description: str, groups: Sequence[type[OptionGroup]], with_positionals: bool = True
+) -> argparse.ArgumentParser:
     """The argparse parser of a script; it only splits words, values are converted by `convert`."""
     parser = _Parser(prog=script, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for group in groups:
         section = parser.add_argument_group(group.title)
         for item in option_fields(group):
             flags = [f"--{name}" for name in names_of(item)]
-            section.add_argument(*flags, dest=item.name, **_argument_settings(group, item))
+            if not info_of(item).positional:
+                section.add_argument(*flags, dest=item.name, **_argument_settings(group, item))
+            elif with_positionals:
+                count = "+" if default_of(item) == () else None
+                section.add_argument(item.name, metavar=info_of(item).metavar, help=info_of(item).help, nargs=count)
     return parser
+
+
+def _take_positionals(texts: dict[str, Any], words: list[str], known: dict[str, Any]) -> list[str]:
+    """Moves the words without a flag to the positional options, the last words to the last ones; returns the others.
+
+    Where an unknown flag stands among them, it may own the words behind it, so only those in front of it are taken.
+    """
+    wanted = [item for _, item in known.values() if info_of(item).positional]
+    if not wanted:
+        return words
+    count = next((number for number, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
+    found, rest = words[:count], words[count:]
+    if default_of(wanted[0]) != ():  # as many words as options
+        texts.update(zip((item.name for item in wanted), found, strict=False))
+        return [*found[len(wanted) :], *rest]
+    singles = wanted[1:][-max(0, len(found) - 1) :] if len(found) > 1 else []
+    several = found[: len(found) - len(singles)]
+    texts.update(zip((item.name for item in singles), found[len(several) :], strict=True))
+    if several:
+        texts[wanted[0].name] = several
+    return rest
 
 
 def names_of(item: Field[Any]) -> tuple[str, ...]:
@@ -252,4 +302,5 @@ def _report_missing(merged: dict[str, Any], known: dict[str, Any], problems: Pro
     for name, (_, item) in known.items():
         info = info_of(item)
         if info.required and name not in merged and not any(name in problem.where for problem in problems):
-            problems.add(f"--{name} is missing", "command line", f"give the {info.help}")
+            shown = info.metavar if info.positional else f"--{name}"
+            problems.add(f"{shown} is missing", "command line", f"give the {info.help}")

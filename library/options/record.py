@@ -31,7 +31,7 @@ from library.options.parse import OptionValues
 from library.options.reg_images import RegImageOptions
 from library.options.samples import SampleOptions
 from library.options.saving import ModelSavingOptions
-from library.options.scripts import SCRIPTS
+from library.options.scripts import TRAINING_SCRIPTS
 from library.options.text import TextOptions
 from library.options.training import DreamBoothOptions, FineTuningOptions, OutputOptions, TrainingOptions
 from library.options.upload import UploadOptions
@@ -227,10 +227,9 @@ def _is_recorded(group: type[OptionGroup], item: Field[Any]) -> bool:
 
 
 def _training_options() -> Iterator[tuple[type[OptionGroup], Field[Any]]]:
-    for script, entry in SCRIPTS.items():
-        if not script.startswith("tools/"):
-            for group in entry.groups:
-                yield from ((group, item) for item in option_fields(group))
+    for entry in TRAINING_SCRIPTS.values():
+        for group in entry.groups:
+            yield from ((group, item) for item in option_fields(group))
 
 
 def _as_json(value: Any, item: Field[Any]) -> Any:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from library.options.base import OptionGroup
 from library.options.caching import CachingOptions
+from library.options.captioning import BlipOptions, FolderOptions, TaggerOptions
 from library.options.data import DataOptions
 from library.options.embedding import EmbeddingOptions
 from library.options.keeping import KeepingOptions
@@ -17,6 +18,12 @@ from library.options.model import ModelOptions
 from library.options.network import NetworkOptions
 from library.options.objective import ObjectiveOptions
 from library.options.optimizer import OptimizerOptions, PartRateOptions
+from library.options.preparation import (
+    CleaningOptions,
+    LatentPreparationOptions,
+    MergeCaptionsOptions,
+    MergeTagsOptions,
+)
 from library.options.reg_images import RegImageOptions
 from library.options.report import ReportOptions
 from library.options.samples import SampleOptions
@@ -41,7 +48,7 @@ _LOOP: tuple[type[OptionGroup], ...] = (
     *(KeepingOptions, SampleOptions, LogOptions, UploadOptions),
 )
 
-SCRIPTS: Mapping[str, Script] = MappingProxyType(
+TRAINING_SCRIPTS: Mapping[str, Script] = MappingProxyType(
     {
         "train_network.py": Script(
             "Trains a LoRA (or another network module) on your own pictures, beside a frozen base model.",
@@ -59,9 +66,34 @@ SCRIPTS: Mapping[str, Script] = MappingProxyType(
             "Trains the vectors of a new word (Textual Inversion) on your own pictures, beside a frozen model.",
             (*_PICTURES, EmbeddingOptions, *_LOOP),
         ),
+    }
+)
+_OTHERS: Mapping[str, Script] = MappingProxyType(
+    {
+        "finetune/make_captions.py": Script(
+            "Writes a caption beside every picture, in the words of a BLIP model.", (FolderOptions, BlipOptions)
+        ),
+        "finetune/tag_images_by_wd14_tagger.py": Script(
+            "Writes tags beside every picture, by a WD tagger or a DeepDanbooru model in ONNX form.",
+            (FolderOptions, TaggerOptions),
+        ),
+        "finetune/merge_captions_to_metadata.py": Script(
+            "Gathers the caption files of pictures in one metadata file.", (MergeCaptionsOptions,)
+        ),
+        "finetune/merge_dd_tags_to_metadata.py": Script(
+            "Gathers the tag files of pictures in one metadata file.", (MergeTagsOptions,)
+        ),
+        "finetune/clean_captions_and_tags.py": Script(
+            "Makes captions and tags of a metadata file uniform, by rules in a file.", (CleaningOptions,)
+        ),
+        "finetune/prepare_buckets_latents.py": Script(
+            "Encodes the pictures of a metadata file once, and stores latents and buckets for training.",
+            (LatentPreparationOptions,),
+        ),
         "tools/dataset_report.py": Script(
             "Shows what a training would do with its pictures. Needs no model.",
             (DataOptions, CachingOptions, TextOptions, TrainingOptions, ReportOptions),
         ),
     }
 )
+SCRIPTS: Mapping[str, Script] = MappingProxyType({**TRAINING_SCRIPTS, **_OTHERS})

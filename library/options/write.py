@@ -74,5 +74,5 @@ def _row(group: type[OptionGroup], item: Any) -> str:
     kind, info = value_type(group, item.name), info_of(item)
     names = {bool: "switch", int: "whole number", float: "number", str: "text", Size: "size"}
     value = ", ".join(f"`{choice}`" for choice in info.choices) or names.get(kind, "list of texts")
-    flags = ", ".join(f"`--{name}`" for name in names_of(item))
+    flags = f"`{info.metavar}`" if info.positional else ", ".join(f"`--{name}`" for name in names_of(item))
     return f"| {flags} | {value} | {help_text(item).replace('|', '/')} |"

@@ -28,20 +28,20 @@ from library.options.record import (
     recorded_defaults,
     recorded_kinds,
 )
-from library.options.scripts import SCRIPTS
+from library.options.scripts import TRAINING_SCRIPTS
 from library.options.training import TrainingOptions
 
-TRAINING = [name for name in SCRIPTS if not name.startswith("tools/")]
+TRAINING = list(TRAINING_SCRIPTS)
 
 
 def parse(script: str, *words: str) -> OptionValues:
     needed = ["--pretrained_model_name_or_path", "/home/me/secret/model.safetensors", "--output_dir", "/home/me/out"]
-    return parse_options(script, "", SCRIPTS[script].groups, [*needed, *words])
+    return parse_options(script, "", TRAINING_SCRIPTS[script].groups, [*needed, *words])
 
 
 @pytest.mark.parametrize("script", TRAINING)
 def test_every_option_is_classified(script: str) -> None:
-    for group in SCRIPTS[script].groups:
+    for group in TRAINING_SCRIPTS[script].groups:
         for item in option_fields(group):
             assert isinstance(kind_of(group, item.name), Kind)
 
@@ -61,7 +61,7 @@ def test_one_name_means_one_thing() -> None:
     """Some names stand in several groups; a state knows names only."""
     kinds: dict[str, set[Kind]] = {}
     for script in TRAINING:
-        for group in SCRIPTS[script].groups:
+        for group in TRAINING_SCRIPTS[script].groups:
             for item in option_fields(group):
                 kinds.setdefault(item.name, set()).add(kind_of(group, item.name))
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
@@ -137,7 +137,7 @@ UNSAID = {  # without them there is nothing; or, of the last two, `library/train
 def test_to_say_a_default_changes_no_record(script: str) -> None:
     needed = ["--token_string", "zumira"] if script == "train_textual_inversion.py" else []
     record = options_record(parse(script, *needed))
-    for group in SCRIPTS[script].groups:
+    for group in TRAINING_SCRIPTS[script].groups:
         for item in option_fields(group):
             usual = default_of(item)
             if item.name not in recorded_kinds() or usual is False or usual == () or item.name in UNSAID:
