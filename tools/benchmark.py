@@ -2,9 +2,11 @@
 
     python tools/benchmark.py step --json step.json
     python tools/benchmark.py index --images 100000 --json index.json
+    python tools/benchmark.py captions --json captions.json
 
 step: the real trainer beside the bare forward, backward and optimizer step, on a tiny model with one thread.
 index: the first and the second start on many small files, memory a picture, plans of up to a million records.
+captions: many small pictures through a tiny tagger, beside decoding and tagging alone; memory.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_step(commands.add_parser("step", help="one training step: what the trainer adds to the bare computation"))
     _add_index(commands.add_parser("index", help="many pictures: seconds of a start, bytes a picture, plans"))
+    _add_captions(commands.add_parser("captions", help="many pictures through a tagger: what the runner adds, memory"))
     return parser
 
 
@@ -78,6 +81,22 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_captions(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(measure=_measure_captions)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the figures go")
+    parser.add_argument(
+        "--pictures", type=_count, default=10_000, metavar="N", help="small picture files (default: 10000)"
+    )
+    parser.add_argument(
+        "--rounds", type=_count, default=4, metavar="R", help="runs of the runner, and of the floor (default: 4)"
+    )
+    parser.add_argument("--batch_size", type=_count, default=8, metavar="N", help="pictures per batch (default: 8)")
+    parser.add_argument("--threads", type=_count, metavar="N", help="that decode (default: as the scripts choose)")
+    parser.add_argument(
+        "--side", type=_count, default=448, metavar="PIXELS", help="of the tagger's square (default: 448)"
+    )
+
+
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -114,6 +133,20 @@ def _measure_index(arguments: argparse.Namespace) -> dict[str, Any]:
     print("\n".join(table(figures)))
     today = datetime.now(UTC).date().isoformat()
     return {"benchmark": "index", "date": today, "machine": machine, "settings": settings, **figures}
+
+
+def _measure_captions(arguments: argparse.Namespace) -> dict[str, Any]:
+    _prepare_environment("cpu")
+    start_logging(is_main_process=False)  # errors only
+    from benchmark_captions import Settings, measure, table
+
+    settings = {name: getattr(arguments, name) for name in ("pictures", "rounds", "batch_size", "threads", "side")}
+    figures = measure(Settings(**settings))
+    machine = machine_facts("cpu")
+    print(f"{machine['cpu']}, {machine['cores']} cores, {figures['threads']} decoding threads\n")
+    print("\n".join(table(figures)))
+    today = datetime.now(UTC).date().isoformat()
+    return {"benchmark": "captions", "date": today, "machine": machine, "settings": settings, **figures}
 
 
 def _prepare_environment(device: str) -> None:

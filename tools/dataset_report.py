@@ -39,6 +39,10 @@ def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     try:
         options = read_command_line(SCRIPT, words)
+        if options is not None:
+            from library.training.prepared import take_prepared
+
+            options = take_prepared(options)
     except UserError as error:
         files = _files_in(words)
         if files == ReportOptions():

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LOG_IN = "log in again: hf auth login"
-_REFUSED = (401, 403)
-_PASSING = (408, 409, 412, 425, 429)  # too slow, somebody else commits, too many questions: later it may go well
+from library.core.hub_errors import LOG_IN_AGAIN, REFUSED, Fault, FaultKind, told_as
+
 _SPACE_KIND = "static"  # of a Space that is made new: costs nothing and runs nothing
 _CONNECT_SECONDS = 10.0
 _BLOCK = 1 << 20  # bytes
@@ -266,79 +265,54 @@ def _is_same(file: RemoteFile, remote: Any, digests: dict[Path, bytes]) -> bool:
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except HubError:
-        raise
-    except Exception as error:  # the client passes on what its network and file layers raise, of many kinds
-        # not "from error": a traceback could show the access token
-        raise _explained(error) from None
+def _told() -> AbstractContextManager[None]:
+    return told_as(_explained, passing=(HubError,))
 
 
-def _explained(error: BaseException) -> HubError:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # "not in the cache", because of …
-    if isinstance(error, OfflineModeIsEnabled):
+def _explained(fault: Fault) -> HubError:
+    if fault.kind is FaultKind.OFFLINE:
         what = "the Hub may not be asked, because HF_HUB_OFFLINE is set"
         return HubError(what, "start without HF_HUB_OFFLINE", is_final=True)
-    if isinstance(error, LocalEntryNotFoundError):
+    if fault.kind is FaultKind.NOT_CACHED:
         return HubError("is not in the cache of the Hub on this machine", "start without HF_HUB_OFFLINE", is_final=True)
-    if isinstance(error, GatedRepoError):
+    if fault.kind is FaultKind.GATED:
         fix = "accept the licence on its page, then log in: hf auth login"
         return HubError("the Hub gives it only to those who accepted its licence", fix, is_final=True)
-    if isinstance(error, RepositoryNotFoundError):
+    if fault.kind is FaultKind.NO_REPOSITORY:
         what = "the Hub knows no repository of that name and kind, or it is private"
         fix = "check name and kind; for a private one log in first: hf auth login"
         return HubError(what, fix, is_final=True, is_absent=True)
-    if isinstance(error, RevisionNotFoundError):
+    if fault.kind is FaultKind.NO_REVISION:
         what = "the repository has no such revision"
         return HubError(what, "name a branch, tag or commit that it has", is_final=True, is_absent=True)
-    if isinstance(error, RemoteEntryNotFoundError):
+    if fault.kind is FaultKind.NO_FILE:
         return HubError("the repository has no such file", "check the path", is_final=True, is_absent=True)
-    if isinstance(error, HfHubHTTPError):
-        return _explained_status(error.response.status_code)
-    return _explained_other(error)
+    if fault.kind is FaultKind.STATUS:
+        return _explained_status(fault)
+    return _explained_other(fault)
 
 
-def _explained_status(status: int) -> HubError:
-    if status in _REFUSED:
-        what = f"the Hub refuses the access token (status {status})"
+def _explained_status(fault: Fault) -> HubError:
+    if fault.status in REFUSED:
+        what = f"the Hub refuses the access token (status {fault.status})"
         return HubError(what, "log in with a token that is valid and may write there: hf auth login", is_final=True)
-    if status == 413:
+    if fault.status == 413:
         return HubError("the Hub finds it too large (status 413)", "look at the limits of your account", is_final=True)
-    is_final = 400 <= status < 500 and status not in _PASSING
-    what = f"the Hub answers with an error (status {status})"
-    return HubError(what, "try again later", is_final=is_final, is_absent=status in (404, 405, 501))
+    is_final = 400 <= fault.status < 500 and not fault.is_passing
+    what = f"the Hub answers with an error (status {fault.status})"
+    return HubError(what, "try again later", is_final=is_final, is_absent=fault.status in (404, 405, 501))
 
 
-def _explained_other(error: BaseException) -> HubError:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    cause = error.__cause__
-    if isinstance(error, RuntimeError) and cause is not None:  # so the transfer of a single file ends
-        if isinstance(cause, HfHubHTTPError):  # an address that was signed for a time may be refused; the next is not
-            status = cause.response.status_code
-            return HubError(f"the Hub's store answers with an error (status {status})", "try again later")
-        return _explained_other(cause)
-    if isinstance(error, UnicodeEncodeError):  # of all that is sent, only the token may be anything
-        return HubError("the access token holds a character that none has", LOG_IN, is_final=True)
-    if isinstance(error, HFValidationError):
+def _explained_other(fault: Fault) -> HubError:
+    if fault.kind is FaultKind.STORE_STATUS:  # an address that was signed for a time may be refused; the next is not
+        return HubError(f"the Hub's store answers with an error (status {fault.status})", "try again later")
+    if fault.kind is FaultKind.TOKEN:
+        return HubError("the access token holds a character that none has", LOG_IN_AGAIN, is_final=True)
+    if fault.kind is FaultKind.NAME:
         return HubError("the Hub allows no such name", "choose another name", is_final=True)
-    if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
-        return HubError(f"a file cannot be read or written: {error.strerror}", "mend the disk", is_final=True)
-    if isinstance(error, (ValueError, KeyError, TypeError)):
-        return HubError(f"the answer of the Hub is not understood ({type(error).__name__})", "try again later")
-    what = f"the Hub cannot be reached ({type(error).__name__})"
+    if fault.kind is FaultKind.DISK:
+        return HubError(f"a file cannot be read or written: {fault.detail}", "mend the disk", is_final=True)
+    if fault.kind is FaultKind.ANSWER:
+        return HubError(f"the answer of the Hub is not understood ({fault.detail})", "try again later")
+    what = f"the Hub cannot be reached ({fault.detail})"
     return HubError(what, "check the network and, if it is set, HF_ENDPOINT", is_away=True)

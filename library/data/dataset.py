@@ -30,6 +30,7 @@ from library.data.views import Views
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor | None]]
 ItemT = TypeVar("ItemT")
 _LOOK_FOR_TRAINER = 2.0  # seconds
+_USUALLY_AHEAD = 2  # items that a worker has ready
 
 
 class Drawn(Protocol):
@@ -237,6 +238,7 @@ def make_loader(
     workers: int,
     pin_memory: bool,
     start_method: str | None = None,
+    ahead: int = 0,
 ) -> Loader[ItemT]:
     """A loader whose workers start once and stay.
 
@@ -246,6 +248,7 @@ def make_loader(
         workers: processes that build batches; 0 builds them in this process.
         pin_memory: copy batches into page-locked memory, for faster transfer to a GPU.
         start_method: "fork", "spawn" or "forkserver"; None takes the platform's own.
+        ahead: items that all workers together have ready at least; two for each worker are usual.
     """
     if workers == 0:
         return Loader(_InThisProcess(dataset, stream, pin_memory))
@@ -257,6 +260,7 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
         persistent_workers=True,
+        prefetch_factor=max(_USUALLY_AHEAD, -(-ahead // workers)),
         multiprocessing_context=start_method,
         generator=torch.Generator(),  # else starting an iteration would draw from the global generator
     )

@@ -88,9 +88,14 @@ class Views:
         """The look that a use has."""
         return choose(self.augmentations(record), self.drawing.variants, self.drawing.seed, epoch, use)
 
+    def file_name(self, record: int) -> str:
+        """The name of a picture's file without folders: it names the picture in draws that latents on disk depend on,
+        for the folder from which a path counts differs from one metadata file to the next."""
+        return self.index.names[record].rpartition("/")[2]
+
     def fixed(self, record: int, choice: Choice) -> View:
-        """One of the fixed looks, drawn from the seed and the file's name: neither repeats nor other folders count."""
-        picture = self.index.names[record]
+        """One of the fixed looks, drawn from the seed and the file's name: neither repeats nor folders count."""
+        picture = self.file_name(record)
         return fixed_view(self._frame(record), self.augmentations(record), choice, self.drawing.seed, picture)
 
     def of_use(self, record: int, choice: Choice, epoch: int, use: str) -> View:
@@ -108,7 +113,7 @@ class Views:
 
         It depends on the file's name and the look alone, so that latents on disk serve whatever seed and dataset.
         """
-        look = f"{self.index.names[record]}|{choice.variant}|{choice.flipped}"
+        look = f"{self.file_name(record)}|{choice.variant}|{choice.flipped}"
         return normal(generator(_LATENT_SEED, NO_EPOCH, look, "latent"), self.placements.bucket_size(record))
 
     def new_latent_noise(self, record: int, epoch: int, use: str) -> Tensor:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from library.core.errors import UserError, nearest_name
+from library.core.hub_errors import Fault, FaultKind, explain_for_model, told_as
+from library.core.hub_names import MODEL_ENDINGS, is_repo_id
 from library.models.files.folder_weights import STEMS, weights_files
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -23,9 +25,6 @@ PARTS = ("unet", "vae", "text_encoder")
 _MODEL_INDEX = "model_index.json"
 _OWN_CONFIG = "config.json"  # at the root of a repository that holds one network, such as a VAE
 _CONFIGS = {**{part: f"{part}/config.json" for part in PARTS}, "scheduler": "scheduler/scheduler_config.json"}
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*", re.ASCII)
-_ID_LIMIT = 96
-_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _PROBE_SECONDS = 5.0
 _EXAMPLES = 3
 
@@ -88,12 +87,6 @@ def fetch_weights(repo_id: str, flag: str, parts: Sequence[str] = PARTS) -> Path
         fix = "choose another model, or ask its owner for weights as .safetensors"
         raise UserError.of(f"the model on the Hub has no PyTorch weights in {', '.join(absent)}", where, fix)
     return _download(repo_id, commit, wanted, where)
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether the text has the form `owner/name` of the Hub's ids and does not name a model file."""
-    is_id = _REPO_ID.fullmatch(name) is not None and len(name) <= _ID_LIMIT and ".." not in name and "--" not in name
-    return is_id and not name.lower().endswith((*_FILE_ENDINGS, ".git")) and name[-1] not in ".-"
 
 
 def _exists(path: Path) -> bool:
@@ -159,7 +152,7 @@ def _fetch_configs(repo_id: str, flag: str) -> Path:
     names = _ask_hub(repo_id, None, where, "no such folder here, and ")
     wanted = _configs_among(names)
     if _MODEL_INDEX not in wanted and _OWN_CONFIG not in wanted:
-        files = [name for name in names if name.lower().endswith(_FILE_ENDINGS)]
+        files = [name for name in names if name.lower().endswith(MODEL_ENDINGS)]
         what = "no such folder here, and what the Hub has under that name is no Diffusers model"
         fix = "choose another model"
         if files:
@@ -210,56 +203,27 @@ def _download(repo_id: str, commit: str | None, names: Sequence[str], where: str
         return Path(snapshot_download(repo_id, revision=commit, allow_patterns=list(names)))
 
 
-@contextmanager
-def _told_plainly(repo_id: str, where: str, so_far: str) -> Iterator[None]:
+def _told_plainly(repo_id: str, where: str, so_far: str) -> AbstractContextManager[None]:
     """Turns whatever goes wrong with the Hub into one line that says what to do."""
-    try:
-        yield
-    except Exception as error:  # the client passes on what its network and file layers raise, of many kinds
-        what, fix = _explain(error, repo_id)
-        # not "from error": a traceback could show the access token
-        raise UserError.of(so_far + what, where, fix) from None
+
+    def explain(fault: Fault) -> UserError:
+        what, fix = _explain(fault, repo_id)
+        return UserError.of(so_far + what, where, fix)
+
+    return told_as(explain)
 
 
-def _explain(error: BaseException, repo_id: str) -> tuple[str, str]:
+def _explain(fault: Fault, repo_id: str) -> tuple[str, str]:
     """(what, fix)."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # "not in the cache", because of …
-    by_hand = "or download the model by other means and give its path"
-    if isinstance(error, OfflineModeIsEnabled):
-        what = "the Hub may not be asked, because HF_HUB_OFFLINE is set; the cache does not hold all of the model"
-        return what, f"start once without HF_HUB_OFFLINE, {by_hand}"
-    if isinstance(error, GatedRepoError):
-        what = "the Hub gives this model only to those who accepted its licence"
-        return what, f"accept it on https://huggingface.co/{repo_id}, then log in: hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        what = "the Hub knows no model of that name, or it is private"
-        return what, "check the name; for a private model log in first: hf auth login"
-    if isinstance(error, RevisionNotFoundError):
+    if fault.kind is FaultKind.NO_REVISION:
         what = "the Hub no longer has the version whose configuration is in the cache"
         return what, f"delete the model from the cache ({constants.HF_HUB_CACHE}) and start again"
-    if isinstance(error, HfHubHTTPError):
-        return _explain_status(error.response.status_code, by_hand)
-    if isinstance(error, UnicodeEncodeError):  # of all that is sent, only the token may be anything
-        return "the access token on this machine holds a character that none has", "log in again: hf auth login"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
-        what = f"the model cannot be kept in the cache {constants.HF_HUB_CACHE}: {error.strerror}"
+    if fault.kind is FaultKind.DISK:
+        what = f"the model cannot be kept in the cache {constants.HF_HUB_CACHE}: {fault.detail}"
         return what, "make room there, or set HF_HOME to a folder elsewhere"
-    what = f"the Hub cannot be reached ({type(error).__name__})"
-    return what, f"check the network and, if it is set, HF_ENDPOINT, {by_hand}"
-
-
-def _explain_status(status: int, by_hand: str) -> tuple[str, str]:
-    if status in (401, 403):
-        return f"the Hub refuses access (status {status})", "log in with a token that is valid: hf auth login"
-    return f"the Hub answers with an error (status {status})", f"try again later, {by_hand}"
+    what, fix = explain_for_model(fault, repo_id, "or download the model by other means and give its path")
+    if fault.kind is FaultKind.OFFLINE:
+        what += "; the cache does not hold all of the model"
+    return what, fix

@@ -53,18 +53,21 @@ class BlipOptions(OptionGroup):
     )
     batch_size: int = option(
         1,
-        "pictures captioned together; faster on a card, and the captions are the same",
+        "pictures captioned together; faster on a card, and the captions are the same. A search with beams takes one "
+        "picture at a time whatever stands here",
         check=at_least(1),
         metavar="N",
     )
     caption_extension: str = option(".caption", "ending of the files that are written", check=not_blank, metavar=".EXT")
     beam_search: bool = option(
         False,
-        "look for the likeliest caption with --num_beams instead of drawing one: sober, always the same, often alike",
+        "look for the likeliest caption with --num_beams instead of drawing one: sober, the same for every seed, and "
+        "alike for similar pictures",
     )
     num_beams: int = option(
         1,
-        "with --beam_search: how many beginnings are followed side by side; 3 is usual",
+        "with --beam_search: how many beginnings are followed side by side; 3 is usual, 1 takes the likeliest word "
+        "each time",
         check=at_least(1),
         metavar="N",
     )
@@ -76,14 +79,26 @@ class BlipOptions(OptionGroup):
         metavar="P",
     )
     max_length: int = option(
-        75, "longest caption in tokens of BLIP (some 0.8 words each), with the prompt", check=at_least(2), metavar="N"
+        75,
+        "longest caption in tokens of BLIP (some 0.8 words each), counting the prompt and one for the beginning; "
+        "what would be longer is cut off there",
+        check=at_least(2),
+        metavar="N",
     )
-    min_length: int = option(5, "shortest caption in tokens, with the prompt", check=at_least(0), metavar="N")
+    min_length: int = option(
+        5, "shortest caption, counted in the same way; it cannot end before", check=at_least(0), metavar="N"
+    )
     repetition_penalty: float = option(
-        1.1, "above 1 words that were said are less likely to come again; 1 for none", check=above(0), metavar="X"
+        1.1,
+        "above 1 words that were said, also in the prompt, are less likely to come again; 1 for none",
+        check=above(0),
+        metavar="X",
     )
     seed: int = option(
-        42, "of what is drawn; a picture's caption depends on this, its file name and its content alone", metavar="N"
+        42,
+        "of what is drawn; besides the model and these options a picture's caption depends on this, its file name and "
+        "its content alone",
+        metavar="N",
     )
 
 
@@ -100,7 +115,12 @@ class TaggerOptions(OptionGroup):
         metavar="DIR",
     )
     force_download: bool = option(False, "fetch the tagger anew")
-    batch_size: int = option(1, "pictures tagged together", check=at_least(1), metavar="N")
+    batch_size: int = option(
+        1,
+        "pictures tagged together on a card; the CPU takes one at a time, which is as fast",
+        check=at_least(1),
+        metavar="N",
+    )
     caption_extension: str = option(".txt", "ending of the files that are written", check=not_blank, metavar=".EXT")
     thresh: float = option(
         0.35,
@@ -128,6 +148,6 @@ class TaggerOptions(OptionGroup):
     use_rating_tags_as_last_tag: bool = option(False, "write it at the end")
     character_tags_first: bool = option(False, "write names of characters before the general tags")
     caption_separator: str = option(", ", "what stands between two tags", metavar="TEXT")
-    append_tags: bool = option(False, "add tags to files that are there already, behind what they hold, each tag once")
-    frequency_tags: bool = option(False, "show at the end how often each tag was written")
+    append_tags: bool = option(False, "add tags to texts that are there already, behind what they hold, each tag once")
+    frequency_tags: bool = option(False, "show at the end how often each tag stands in the texts of these pictures")
     onnx: bool = option(False, "accepted for familiarity: taggers always run as ONNX")

@@ -20,9 +20,11 @@ from library.options.objective import ObjectiveOptions
 from library.options.optimizer import OptimizerOptions, PartRateOptions
 from library.options.preparation import (
     CleaningOptions,
+    DuplicateOptions,
     LatentPreparationOptions,
     MergeCaptionsOptions,
     MergeTagsOptions,
+    ResizeOptions,
 )
 from library.options.reg_images import RegImageOptions
 from library.options.report import ReportOptions
@@ -93,6 +95,13 @@ _OTHERS: Mapping[str, Script] = MappingProxyType(
         "tools/dataset_report.py": Script(
             "Shows what a training would do with its pictures. Needs no model.",
             (DataOptions, CachingOptions, TextOptions, TrainingOptions, ReportOptions),
+        ),
+        "tools/find_duplicates.py": Script(
+            "Finds pictures that are there more than once, also resized, compressed, cropped or brightened.",
+            (DuplicateOptions,),
+        ),
+        "tools/resize_images_to_resolution.py": Script(
+            "Makes smaller copies of pictures, one for each resolution.", (ResizeOptions,)
         ),
     }
 )

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from library.core.log import get_logger
-from library.data.cache.disk_latents import LatentFiles, VaeWork, fill_disk_store
+from library.data.cache.disk_latents import DiskLatentStore, LatentFiles, Reuse, VaeWork, fill_disk_store
 from library.data.cache.entry_paths import EntryPaths, remove_temporaries
 from library.data.cache.filling import Processes, Progress, describe_redone
 from library.data.cache.latents import fill_memory_store
 from library.data.cache.mirrored import with_foreign_mirrors
 from library.data.cache.text_states import EncodeCaption, TextFiles, fill_disk_texts, fill_memory_texts
 from library.data.dataset import LatentStore, TextStore
+from library.data.index.index import ImageIndex
 from library.data.views import Views
 from library.options.data import default_worker_count
 from library.options.text import TextOptions
@@ -51,9 +53,7 @@ def make_latent_store(
     caching = run.options.caching
     if not (caching.cache_latents or caching.cache_latents_to_disk):
         return views, None
-    processes, workers = _processes(accelerator), worker_count(run)
-    if caching.cache_latents_to_disk:
-        _clear_left_overs(run, accelerator)
+    workers = worker_count(run)
     store: LatentStore
     if caching.cache_latents_to_disk:
         work = VaeWork(encoder.weights_digest(), caching.vae_precision, caching.vae_batch_size)
@@ -62,18 +62,41 @@ def make_latent_store(
             files = with_foreign_mirrors(files)
             accelerator.wait_for_everyone()  # until all have looked, nobody replaces a file
         views = files.views
-        with _bar("caching latents", "picture", accelerator) as progress:
-            store, reuse = fill_disk_store(files, encoder, workers, processes, progress)
-        lines, redone = reuse.lines(), reuse.redone
+        store, reuse = fill_latent_files(files, encoder, workers, accelerator)
+        lines = latent_lines(reuse, run.index, caching.vae_precision)
     else:
         with _bar("caching latents", "picture", accelerator) as progress:
+            processes = _processes(accelerator)
             memory = fill_memory_store(views, encoder, workers, caching.vae_batch_size, processes, progress)
-        store, lines, redone = memory, [], np.flatnonzero(memory.redone.numpy())
+        store = memory
+        lines = _redone_lines(np.flatnonzero(memory.redone.numpy()), run.index, caching.vae_precision)
     encoder.release()
-    told = describe_redone(run.index, redone.tolist(), caching.vae_precision)
-    for line in [*lines, *([told] if told else [])]:
+    for line in lines:
         log.info(line)
     return views, store
+
+
+def fill_latent_files(
+    files: LatentFiles, encoder: LatentEncoder, workers: int, accelerator: Accelerator, ahead: int = 0
+) -> tuple[DiskLatentStore, Reuse]:
+    """Every entry on disk that does not fit made anew, by all processes together; see `fill_disk_store`.
+
+    Raises:
+        UserError: when a picture cannot be read or encoded, or an entry cannot be written.
+    """
+    _clear_left_overs(files.views.index, accelerator)
+    with _bar("caching latents", "picture", accelerator) as progress:
+        return fill_disk_store(files, encoder, workers, _processes(accelerator), progress, ahead)
+
+
+def latent_lines(reuse: Reuse, index: ImageIndex, precision: str) -> list[str]:
+    """What is told of the latents on disk: how many were there, and which pictures overflowed in `precision`."""
+    return [*reuse.lines(), *_redone_lines(reuse.redone, index, precision)]
+
+
+def _redone_lines(redone: NDArray[np.int64], index: ImageIndex, precision: str) -> list[str]:
+    told = describe_redone(index, redone.tolist(), precision)
+    return [told] if told else []
 
 
 def make_text_store(
@@ -93,7 +116,7 @@ def make_text_store(
     processes = _processes(accelerator)
     store: TextStore
     if caching.cache_text_encoder_outputs_to_disk:
-        _clear_left_overs(run, accelerator)
+        _clear_left_overs(run.index, accelerator)
         reading = _describe_reading(text, run.options.training.mixed_precision)
         files = TextFiles(run.index, EntryPaths(run.index), weights_digest(text_encoder), reading)
         with _bar("caching text states", "caption", accelerator) as progress:
@@ -147,9 +170,9 @@ def _describe_reading(text: TextOptions, precision: str) -> str:
     )
 
 
-def _clear_left_overs(run: Run, accelerator: Accelerator) -> None:
+def _clear_left_overs(index: ImageIndex, accelerator: Accelerator) -> None:
     """Removes what runs have left beside the pictures that were killed while they wrote."""
-    if accelerator.is_main_process and (removed := remove_temporaries(EntryPaths(run.index))):
+    if accelerator.is_main_process and (removed := remove_temporaries(EntryPaths(index))):
         log.info("unfinished cache files of runs that were killed, removed: %d", removed)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from library.core.errors import once_begun
 from library.options.parse import OptionValues
+from library.training.prepared import take_prepared
 from library.training.reg_images import needs_reg_images
 from library.training.run import Run
 
@@ -21,6 +22,7 @@ def start(check: Callable[[OptionValues], Run], options: OptionValues) -> None:
     Raises:
         UserError: with everything that the checks found.
     """
+    options = take_prepared(options)
     run = check(options)
     if run.options.data.debug_dataset:
         from library.training.debug.dataset import show_dataset

@@ -17,8 +17,8 @@ import pytest
 from library.checkpoint.hub_client import Repository
 from library.checkpoint.hub_uploads import Pauses
 from library.checkpoint.upload_queue import UploadPlace, UploadQueue
-from tests.checkpoint.hub_client_process import answer_of, assert_token_is_nowhere, hub_environment, start_client
-from tests.checkpoint.hub_server import TOKEN, Faults, HubServer, Repo, served, sha256
+from tests.hub_client_process import answer_of, assert_token_is_nowhere, hub_environment, start_client
+from tests.hub_server import TOKEN, Faults, HubServer, Repo, served, sha256
 
 # Queues what it is told to, each with the time it took, deletes it, and uploads in the background and at the end.
 WORKER = """

@@ -161,3 +161,22 @@ def test_what_is_kept_depends_on_the_name_and_not_on_the_place(tmp_path: Path) -
             views_seen += one.fixed(record, choice) != again.fixed(record, choice)
     assert len(draws) == sum(len(one.choices(record)) for record in range(len(index)))
     assert views_seen > 10
+
+
+def test_fixed_draws_know_the_file_by_its_own_name(tmp_path: Path) -> None:
+    """A metadata file's keys may count from another folder the next time: looks and latents stay the same."""
+    file = save_picture(tmp_path / "deep" / "down" / "a.png", (90, 64), 3)
+    for number, key in enumerate((str(file), "down/a", "a")):
+        (tmp_path / f"{number}.json").write_text(f'{{"{key}": {{}}}}', encoding="utf-8")
+    homes = (tmp_path, tmp_path / "deep", tmp_path / "deep" / "down")
+    seen = []
+    for number, home in enumerate(homes):
+        subset = make_subset(
+            home, metadata_file=tmp_path / f"{number}.json", augmentations=EVERYTHING, allow_missing_captions=True
+        )
+        views = views_of(index_of(make_dataset(subset)), SEED, variants=3)
+        choice = Choice(2, True)
+        seen.append((views.index.names[0], views.fixed(0, choice), views.latent_noise(0, choice)))
+    assert [name for name, _, _ in seen] == ["deep/down/a.png", "down/a.png", "a.png"]
+    for _, view, noise in seen[1:]:
+        assert view == seen[0][1] and torch.equal(noise, seen[0][2])

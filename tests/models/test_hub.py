@@ -3,17 +3,10 @@ huggingface_hub reads its environment when it is imported."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +14,14 @@ import pytest
 import torch
 
 from library.core.errors import UserError
-from library.models.hub import Located, is_repo_id, locate
+from library.core.hub_names import is_repo_id
+from library.models.hub import Located, locate
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.stable_diffusion import StableDiffusion
+from tests.hub_client_process import answer_of, assert_token_is_nowhere, hub_environment, start_client
+from tests.hub_server import TOKEN, HubServer, Repo, served
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_doNotTellAnybodyThisToken"
 FLAG = "--pretrained_model_name_or_path"
 WEIGHTS = {"diffusion_pytorch_model.safetensors", "model.safetensors"}
 
@@ -50,125 +44,19 @@ print(json.dumps(answers))
 """
 
 
-@dataclass
-class FakeHub:
-    """A server with one folder per model below `root`, and what it was asked, as "METHOD path".
-
-    A model named `gated` is shown to all and given to nobody, `private` answers as if it were not there, `down` fails.
-    """
-
-    root: Path
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            def do_HEAD(self) -> None:
-                hub.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-    def downloads(self, repo_id: str) -> list[str]:
-        """The files of the model that were asked for."""
-        start = f"GET /{repo_id}/resolve/{COMMIT}/"
-        return sorted(line.removeprefix(start) for line in self.asked if line.startswith(start))
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.partition("?")[0]
-        self.asked.append(f"{request.command} {path}")
-        parts = path.strip("/").split("/")
-        is_api = parts[:2] == ["api", "models"] and len(parts) >= 4
-        repo = "/".join(parts[2:4] if is_api else parts[:2])
-        folder = self.root / repo
-        if repo.endswith("/down"):
-            send(request, 500, b"")
-        elif repo.endswith("/private") or not folder.is_dir():
-            send(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
-        elif is_api and parts[4:5] == ["revision"] and parts[5] not in ("main", COMMIT):
-            send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif is_api:
-            send(request, 200, json.dumps(self.describe(folder, parts[4:])).encode())
-        elif repo.endswith("/gated"):
-            send(request, 403, b"", {"X-Error-Code": "GatedRepo"})
-        else:
-            content = (folder / "/".join(parts[4:])).read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            send(request, 200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
-
-    def describe(self, folder: Path, what: list[str]) -> Any:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [path.relative_to(folder).as_posix() for path in files]
-        if what[:1] == ["tree"]:
-            return [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": path.stat().st_size,
-                    "oid": hashlib.sha1(name.encode()).hexdigest(),
-                }
-                for name, path in zip(names, files, strict=True)
-            ]
-        return {"id": str(folder.relative_to(self.root)), "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-
-
-def send(request: BaseHTTPRequestHandler, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-    request.send_response(status)
-    for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
-        request.send_header(key, value)
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(content)
-
-
-def start_client(home: Path, calls: list[tuple[str, list[Any]]], **environment: str) -> subprocess.Popen[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    own = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": TOKEN}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLIENT],
-        env={**kept, **own, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(calls))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def answers_of(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert TOKEN not in out + err
-    return list(json.loads(out))
+def client_environment(home: Path, **more: str) -> dict[str, str]:
+    endpoint = more.pop("HF_ENDPOINT")
+    settings = hub_environment(home, endpoint, **{"HF_TOKEN": TOKEN, **more})
+    return {key: value for key, value in settings.items() if not key.startswith("TRANSFORMERS_")}
 
 
 def run_client(home: Path, *calls: tuple[str, list[Any]], **environment: str) -> list[dict[str, Any]]:
-    return answers_of(start_client(home, list(calls), **environment))
+    answers, _ = answer_of(start_client(CLIENT, list(calls), client_environment(home, **environment)))
+    return list(answers)
 
 
 @pytest.fixture(scope="module")
-def hub(model_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+def hub(model_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     root = tmp_path_factory.mktemp("hub")
     whole = Path(shutil.copytree(model_files / "sd2_v", root / "owner" / "whole"))
     # what is beside one set of weights in published models
@@ -199,19 +87,16 @@ def hub(model_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for name in ("one_file/b.safetensors", "one_file/a.ckpt", "no_weights/config.json", "elsewhere/README.md"):
         (root / "owner" / name).parent.mkdir(exist_ok=True)
         (root / "owner" / name).write_bytes(b"{}")
-    server = FakeHub(root)
-    yield server
-    server.stop()
+    with served() as server:
+        server.repos = {("model", f"owner/{path.name}"): Repo.of_folder(path) for path in (root / "owner").iterdir()}
+        server.repo("owner/gated").is_gated = True
+        server.repo("owner/down").is_down = True
+        yield server
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
-
-
-def assert_token_is_nowhere(home: Path) -> None:
-    for path in home.rglob("*"):
-        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -253,7 +138,7 @@ def test_what_is_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_model_comes_in_two_steps_and_then_from_the_cache(
-    hub: FakeHub, home: Path, models_in_memory: dict[str, StableDiffusion]
+    hub: HubServer, home: Path, models_in_memory: dict[str, StableDiffusion]
 ) -> None:
     configs = ["model_index.json", "scheduler/scheduler_config.json"]
     configs += [f"{part}/config.json" for part in ("text_encoder", "unet", "vae")]
@@ -282,7 +167,7 @@ def test_a_model_comes_in_two_steps_and_then_from_the_cache(
     assert_token_is_nowhere(home)
 
 
-def test_other_sets_of_weights(hub: FakeHub, home: Path) -> None:
+def test_other_sets_of_weights(hub: HubServer, home: Path) -> None:
     """Half precision where there is no other, a VAE alone, the VAE of a whole model, and weights in several files."""
     half, vae, whole, shards = run_client(
         home,
@@ -311,7 +196,7 @@ def test_other_sets_of_weights(hub: FakeHub, home: Path) -> None:
     assert "HF_HUB_OFFLINE" in incomplete["what"]
 
 
-def test_a_cache_that_is_not_whole_is_completed(hub: FakeHub, home: Path) -> None:
+def test_a_cache_that_is_not_whole_is_completed(hub: HubServer, home: Path) -> None:
     call = ("locate", ["owner/half", FLAG])
     (located,) = run_client(home, call, HF_ENDPOINT=hub.endpoint)
     config = Path(located["path"]) / "unet" / "config.json"
@@ -323,7 +208,7 @@ def test_a_cache_that_is_not_whole_is_completed(hub: FakeHub, home: Path) -> Non
     assert answer["path"] == located["path"] and config.read_text() == content
 
 
-def test_weights_come_from_the_version_that_was_checked(hub: FakeHub, home: Path) -> None:
+def test_weights_come_from_the_version_that_was_checked(hub: HubServer, home: Path) -> None:
     """Here one that the Hub has no more, because its owner wrote the history anew."""
     (located,) = run_client(home, ("locate", ["owner/half", FLAG]), HF_ENDPOINT=hub.endpoint)
     snapshot, former = Path(located["path"]), "f" * 40
@@ -344,7 +229,7 @@ REFUSED = {
 }
 
 
-def test_what_the_hub_will_not_give_is_said_in_a_line(hub: FakeHub, home: Path) -> None:
+def test_what_the_hub_will_not_give_is_said_in_a_line(hub: HubServer, home: Path) -> None:
     calls: list[tuple[str, list[Any]]] = [("locate", [name, FLAG]) for name in REFUSED]
     calls.append(("fetch_weights", ["owner/no_weights", "--vae", ["vae"]]))
     *answers, no_weights = run_client(home, *calls, HF_ENDPOINT=hub.endpoint)
@@ -357,7 +242,7 @@ def test_what_the_hub_will_not_give_is_said_in_a_line(hub: FakeHub, home: Path) 
     assert_token_is_nowhere(home)
 
 
-def test_without_a_hub_the_answer_comes_soon(hub: FakeHub, home: Path) -> None:
+def test_without_a_hub_the_answer_comes_soon(hub: HubServer, home: Path) -> None:
     """Nobody listens, somebody listens and never answers, no address, an impossible token, no network wanted."""
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -369,9 +254,12 @@ def test_without_a_hub_the_answer_comes_soon(hub: FakeHub, home: Path) -> None:
             "HF_HUB_OFFLINE is set": {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "1"},
         }
         call = ("locate", ["owner/name", FLAG])
-        clients = {words: start_client(home, [call], **values) for words, values in environments.items()}
+        clients = {
+            words: start_client(CLIENT, [call], client_environment(home, **values))
+            for words, values in environments.items()
+        }
         for words, client in clients.items():
-            (answer,) = answers_of(client)
+            (answer,), _ = answer_of(client)
             assert words in answer["what"], answer
             assert answer["what"].startswith("no such folder here, and the ")
             assert answer["seconds"] < 10

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from library.core.errors import EXIT_INCOMPLETE
-from tests.checkpoint.hub_client_process import assert_token_is_nowhere, hub_environment
-from tests.checkpoint.hub_server import TOKEN, Faults, HubServer, served
+from tests.hub_client_process import assert_token_is_nowhere, hub_environment
+from tests.hub_server import TOKEN, Faults, HubServer, served
 from tests.training.runs import ROOT, photo_words
 
 TIME = {"SOURCE_DATE_EPOCH": "1700000000"}

@@ -10,8 +10,8 @@ import upload_left_overs
 from library.checkpoint.hub_client import Repository
 from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
 from library.core.errors import UserError
-from tests.checkpoint.hub_client_process import ROOT, hub_environment
-from tests.checkpoint.hub_server import TOKEN, Repo, served
+from tests.hub_client_process import ROOT, hub_environment
+from tests.hub_server import TOKEN, Repo, served
 
 
 def test_a_folder_without_queues(tmp_path: Path) -> None:

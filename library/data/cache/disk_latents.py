@@ -80,13 +80,13 @@ class LatentFiles:
         """
         views = self.views
         view = views.fixed(record, Choice(variant))
-        index, is_redrawn = views.index, views.drawing.redraws_latents
+        index = views.index
         return Fingerprint(
             picture=picture,
             vae=self.vae.digest,
             resized=(view.resized.width, view.resized.height),
             crop=view.crop,
-            name=None if is_redrawn else f"{index.names[record]}|{variant}",
+            name=None if views.drawing.redraws_latents else f"{views.file_name(record)}|{variant}",
             colour=(view.colour.hue, view.colour.gamma),
             precision=self.vae.precision,
             vae_batch=self.vae.batch_size,
@@ -188,6 +188,7 @@ def fill_disk_store(
     workers: int,
     processes: Processes = ALONE,
     progress: Progress | None = None,
+    ahead: int = 0,
 ) -> tuple[DiskLatentStore, Reuse]:
     """Encodes every variant whose entry does not fit, and writes it at once, so that a stopped run loses nothing.
 
@@ -197,6 +198,7 @@ def fill_disk_store(
         workers: processes that read pictures and entries; 0 reads them in this one.
         processes: who else fills the same cache.
         progress: told the files done and the number of all that this process looks after.
+        ahead: pictures that workers read before the encoder asks for them, see `make_loader`.
 
     Raises:
         UserError: when a picture cannot be read or changes while it is, its latents are not finite, its entry cannot be
@@ -206,7 +208,8 @@ def fill_disk_store(
     digests = torch.zeros(len(index), 2 * DIGEST_BYTES, dtype=torch.uint8)
     redone = torch.zeros(len(index), dtype=torch.uint8)
     counts = torch.zeros(len(State) + 1, dtype=torch.int64)  # the last one: flip files without use
-    loader = make_loader(_Entries(files, variants), range(len(variants.records)), workers, pin_memory=False)
+    requests = range(len(variants.records))
+    loader = make_loader(_Entries(files, variants), requests, workers, pin_memory=False, ahead=ahead)
     finished_entries = BatchEncoder[_Looked](encoder, files.vae.batch_size, index).encode(loader)
     for done, finished in enumerate(finished_entries, 1):
         looked = finished.item

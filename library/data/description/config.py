@@ -61,6 +61,7 @@ class SubsetConfig:
         cache_info: what the index knows of them is kept in a file.
         validation_split: share of them that is held out of the training, see `library.data.held_out`.
         is_validation: they are held out; no epoch uses them.
+        only_within: of the entries of the metadata file only those in or below `image_dir` are taken.
     """
 
     image_dir: Path | None
@@ -79,6 +80,7 @@ class SubsetConfig:
     validation_split: float = 0.0
     is_validation: bool = False
     conditioning_data_dir: Path | None = None
+    only_within: bool = False
 
     @property
     def home(self) -> Path:

@@ -14,6 +14,7 @@ from library.core.errors import Problems
 from library.core.wording import some_of
 from library.data.description.config import SubsetConfig
 from library.data.index.metadata import find_pictures, read_metadata
+from library.data.index.within import entries_within
 from library.data.pictures.images import IMAGE_EXTENSIONS, list_images, other_pictures
 from library.data.pictures.picture_kinds import is_picture_name, system_path, why_not_read
 
@@ -145,6 +146,8 @@ def _list_metadata(subset: SubsetConfig, metadata_file: Path, problems: Problems
         _read_folder(subset.image_dir, subset, problems)  # which tells why
         return nothing
     texts = read_metadata(metadata_file, problems)
+    if subset.only_within and subset.image_dir is not None:
+        texts = entries_within(texts, subset.image_dir)
     found = find_pictures(texts, metadata_file, subset.image_dir, problems)
     if not found.pictures:
         return nothing

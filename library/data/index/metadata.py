@@ -5,26 +5,21 @@ A key is a picture's stem, its path from the subset's folder with or without end
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from library.core.errors import Problem, Problems, UserError
+from library.core.errors import Problem, Problems
 from library.core.wording import some_of
 from library.data.captions.caption_files import split_lines
-from library.data.pictures.images import list_images
+from library.data.index.metadata_json import TEXT_KEYS, first_of, read_entries, wrong_key
+from library.data.pictures.picture_kinds import list_images
 
-TEXT_KEYS = (
-    "caption",
-    "tags",
-)  # of an entry, in the order in which they are joined; other keys are no business of ours
 JOINT = ", "
 
-_MOST_TOLD = 20  # problems of one kind; the rest is counted
 _NAMES_TOLD = 5
 
 
@@ -43,30 +38,29 @@ class ListedPictures(NamedTuple):
     without_entry: tuple[str, ...]  # names of other pictures in the same folders and in the subset's own
 
 
+class Place(NamedTuple):
+    """Where a picture lies: the absolute path of its folder, and its file name."""
+
+    folder: str
+    name: str
+
+
+class Matches(NamedTuple):
+    """What keys name: the key of each picture, the keys that name none, and what is wrong with the others."""
+
+    key_of: Mapping[Place, str]
+    missing: Sequence[str]
+    unclear: Sequence[Problem]
+
+
 def read_metadata(path: Path, problems: Problems) -> dict[str, str | None]:
     """The text of every entry by its key: caption and tags joined by a comma, None where there is neither.
 
     Args:
-        path: the metadata file, UTF-8 with or without a byte order mark.
-        problems: receives what is wrong: the file cannot be read, is no JSON object, is empty, gives a key twice, or
-            has entries of a wrong type, which are left out.
+        path: the metadata file.
+        problems: receives what is wrong, see `read_entries`.
     """
-    twice: list[str] = []
-    try:
-        content = _read_json(path, twice)
-    except UserError as error:
-        problems.extend(error.problems)
-        return {}
-    wrong: list[Problem] = [_wrong(path, key, "stands twice in one object", "keep one of them") for key in twice]
-    captions: dict[str, str | None] = {}
-    for key, entry in content.items():
-        complaint = _complaint_about(entry)
-        if complaint:
-            wrong.append(_wrong(path, key, *complaint))
-        else:
-            captions[key] = _joined(entry)
-    problems.extend(_first_of(wrong, path))
-    return captions
+    return {key: _joined(entry) for key, entry in read_entries(path, problems).items()}
 
 
 def find_pictures(
@@ -84,29 +78,35 @@ def find_pictures(
         The pictures. Their root is `image_dir`, or the nearest folder that holds all of them where some lie elsewhere;
         so their names are the same wherever that folder lies.
     """
-    finder = _Finder(image_dir)
-    keys_of: dict[tuple[str, str], list[str]] = defaultdict(list)
+    finder = PictureFinder(() if image_dir is None else (image_dir,))
+    key_of, missing, unclear = match_keys(keys, path, finder)
+    if missing:
+        problems.extend(_report_missing(missing, len(keys), path, image_dir))
+    problems.extend(unclear)
+    base = finder.bases[0] if finder.bases else None
+    root, named = _names_below(key_of, base, image_dir)
+    pictures = [ListedPicture(named[place], keys[key]) for place, key in key_of.items()]
+    return ListedPictures(root, tuple(sorted(pictures)), finder.others_than(key_of))
+
+
+def match_keys(keys: Iterable[str], path: Path, finder: PictureFinder) -> Matches:
+    """Looks up the keys of a metadata file; `path` is that file, for messages."""
+    keys_of: dict[Place, list[str]] = defaultdict(list)
     missing: list[str] = []
     unclear: list[Problem] = []
     for key in keys:
         found = finder.find(key)
         if len(found) > 1:
-            names = " and ".join(name for _, name in found)
-            unclear.append(_wrong(path, key, f"it fits {names}", "write the ending in the key, or move one away"))
+            unclear.append(wrong_key(path, key, *_fits_several(found)))
         elif found:
             keys_of[found[0]].append(key)
         else:
             missing.append(key)
-    for (folder, name), several in keys_of.items():
+    for place, several in keys_of.items():
         if len(several) > 1:
-            what = f"it names the same picture as the key {_some(several[:-1])}: {Path(folder, name)}"
-            unclear.append(_wrong(path, several[-1], what, "keep one of them"))
-    if missing:
-        problems.extend(_report_missing(missing, len(keys), path, image_dir))
-    problems.extend(_first_of(unclear, path))
-    root, named = _names_below(keys_of, finder.base, image_dir)
-    pictures = [ListedPicture(named[place], keys[several[0]]) for place, several in keys_of.items()]
-    return ListedPictures(root, tuple(sorted(pictures)), finder.others_than(keys_of))
+            what = f"it names the same picture as the key {_some(several[:-1])}: {Path(*place)}"
+            unclear.append(wrong_key(path, several[-1], what, "keep one of them"))
+    return Matches({place: several[0] for place, several in keys_of.items()}, missing, first_of(unclear, path))
 
 
 class _Folder:
@@ -134,117 +134,78 @@ class _Folder:
         return [name] if name in self.names else self._by_stem.get(name, ())
 
 
-class _Finder:
-    """Looks keys up; every folder is listed once."""
+class PictureFinder:
+    """Looks keys up; every folder is listed once.
 
-    def __init__(self, image_dir: Path | None) -> None:
-        self.base = None if image_dir is None else _whole(image_dir)
+    Args:
+        bases: the folders from which keys count that are no full paths.
+    """
+
+    def __init__(self, bases: Sequence[Path]) -> None:
+        self.bases = tuple(from_root(base) for base in bases)
         self._folders: dict[str, _Folder] = {}  # by absolute path
-        self._absolute: dict[str, str] = {}  # by the folder part of keys
+        self._absolute: dict[str, tuple[str, ...]] = {}  # by the folder part of keys
 
-    def find(self, key: str) -> list[tuple[str, str]]:
-        """Folder and name of every picture that the key fits; with the slashes as they are, then all forward."""
+    def know(self, folder: str, names: Iterable[str]) -> None:
+        """Takes the pictures directly in a folder, given by its absolute path, from one who has listed it."""
+        self._folders[folder] = known = _Folder(folder)
+        known.names = frozenset(names)
+
+    def find(self, key: str) -> list[Place]:
+        """Every picture that the key fits; with the slashes as they are, then all forward."""
         for spelling in dict.fromkeys((key, key.replace("\\", "/"))):
-            folder, name = os.path.split(spelling)
-            if self.base is None and not Path(spelling).is_absolute():
-                continue
-            listed = self._folder(folder)
-            if found := self._folders[listed].matching(name):
-                return [(listed, match) for match in found]
+            part, name = os.path.split(spelling)
+            found = [
+                Place(folder, match) for folder in self._named(part) for match in self._folder(folder).matching(name)
+            ]
+            if found:
+                return found
         return []
 
-    def others_than(self, known: Mapping[tuple[str, str], object]) -> tuple[str, ...]:
-        """Pictures in the base and in the folders of the known ones that are none of these; sorted by folder."""
-        folders = {folder for folder, _ in known}
-        if self.base is not None:
-            folders.add(self._folder(""))
+    def shortest_name(self, place: Place) -> str:
+        """The name without its ending, where that leads to this picture and no other, or else the whole name."""
+        stem = place.name.rpartition(".")[0]
+        return stem if list(self._folder(place.folder).matching(stem)) == [place.name] else place.name
+
+    def others_than(self, known: Mapping[Place, object]) -> tuple[str, ...]:
+        """Pictures in the bases and in the folders of the known ones that are none of these; sorted by folder."""
+        folders = {*self.bases, *(folder for folder, _ in known)}
         return tuple(
             name
             for folder in sorted(folders)
-            for name in sorted(self._folders[folder].names)
-            if (folder, name) not in known
+            for name in sorted(self._folder(folder).names)
+            if Place(folder, name) not in known
         )
 
-    def _folder(self, part: str) -> str:
+    def _named(self, part: str) -> tuple[str, ...]:
+        """The absolute folders that the folder part of a key may mean."""
         if part not in self._absolute:
-            whole = _whole(Path(self.base or "", part))
-            self._absolute[part] = whole
-            self._folders.setdefault(whole, _Folder(whole))
+            homes = ("",) if Path(part).is_absolute() else self.bases
+            self._absolute[part] = tuple(dict.fromkeys(from_root(Path(home, part)) for home in homes))
         return self._absolute[part]
 
+    def _folder(self, path: str) -> _Folder:
+        if path not in self._folders:
+            self._folders[path] = _Folder(path)
+        return self._folders[path]
 
-def _whole(path: Path) -> str:
-    """From the root of the disk, without `..`; links stay as they are, since names are told by them."""
+
+def from_root(path: Path) -> str:
+    """The path from the root of the disk, without `..`; links stay as they are, since names are told by them."""
     return os.path.normpath(path.absolute())
 
 
-def _names_below(
-    places: Iterable[tuple[str, str]], base: str | None, image_dir: Path | None
-) -> tuple[Path, dict[tuple[str, str], str]]:
+def _names_below(places: Iterable[Place], base: str | None, image_dir: Path | None) -> tuple[Path, dict[Place, str]]:
     """The root, and the path of every picture from there."""
     places = list(places)
-    folders = {folder for folder, _ in places}
+    folders = {place.folder for place in places}
     try:
         root = os.path.commonpath(folders if base is None else {*folders, base})
     except ValueError:  # several drives of Windows have no root, so full paths must do
         return Path(), {place: Path(*place).as_posix() for place in places}
     below = {folder: "" if folder == root else f"{Path(folder).relative_to(root).as_posix()}/" for folder in folders}
-    names = {(folder, name): below[folder] + name for folder, name in places}
+    names = {place: below[place.folder] + place.name for place in places}
     return (image_dir if image_dir is not None and root == base else Path(root)), names
-
-
-def _read_json(path: Path, twice: list[str]) -> dict[str, Any]:
-    """The object in the file; `twice` receives the keys that an object of it gives several times."""
-
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        built = dict(pairs)
-        if len(built) < len(pairs):
-            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return built
-
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=build)
-    except FileNotFoundError:
-        raise UserError.of("the metadata file does not exist", str(path), "check the path") from None
-    except IsADirectoryError:
-        raise UserError.of("it is a folder, a .json file is needed", str(path), "name the file itself") from None
-    except OSError as error:
-        raise UserError.of(f"cannot read the file: {error.strerror}", str(path), "check its rights") from None
-    except UnicodeDecodeError as error:
-        what = f"the metadata is not UTF-8 text (byte {error.start})"
-        raise UserError.of(what, str(path), "save it again as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        what = f"the metadata is not valid JSON: {error}"
-        raise UserError.of(what, str(path), "mend that place, or make the file again") from None
-    if isinstance(content, dict) and content:
-        return content
-    what = "the metadata holds no entries" if content == {} else "the metadata is no JSON object"
-    fix = 'it must be {"picture": {"caption": "a text", "tags": "one, two"}} with an entry for each picture'
-    raise UserError.of(what, str(path), fix)
-
-
-def _complaint_about(entry: Any) -> tuple[str, str] | None:
-    """What is wrong with an entry, and its mend."""
-    if not isinstance(entry, dict):
-        return f"the entry must be an object, got {_shown(entry)}", 'write {"caption": "a text", "tags": "one, two"}'
-    for key in TEXT_KEYS:
-        text = entry.get(key, "")
-        if not isinstance(text, str):
-            mend = "write one text, tags separated by commas, or leave it out"
-            return f"{key} must be text, got {_shown(text)}", mend
-        if not _can_be_written(text):
-            return f"{key} holds half of a character ({text!r})", "write that character again"
-    return None
-
-
-def _can_be_written(text: str) -> bool:
-    """JSON can spell one half of a surrogate pair, which is no text."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _shown(value: Any) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= 40 else f"{shown[:40]} …"
 
 
 def _joined(entry: Mapping[str, str]) -> str | None:
@@ -258,11 +219,19 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in split_lines(text) if line.strip()]
 
 
+def _fits_several(found: Sequence[Place]) -> tuple[str, str]:
+    """What is wrong with a key that fits several pictures, and its mend."""
+    if len({folder for folder, _ in found}) > 1:
+        return f"it fits {' and '.join(str(Path(*place)) for place in found)}", "write the full path as the key"
+    names = " and ".join(name for _, name in found)
+    return f"it fits {names}", "write the ending in the key, or move one away"
+
+
 def _report_missing(missing: Sequence[str], total: int, path: Path, image_dir: Path | None) -> list[Problem]:
     """Keys without a picture; those that need a folder apart, where none was given."""
     problems = []
-    relative = [key for key in missing if image_dir is None and not _is_full_path(key)]
-    others = [key for key in missing if image_dir is not None or _is_full_path(key)]
+    relative = [key for key in missing if image_dir is None and not is_full_path(key)]
+    others = [key for key in missing if image_dir is not None or is_full_path(key)]
     if relative:
         what = f"{len(relative)} of {total} keys are no full paths, and no folder is named from which they count"
         fix = "name it with image_dir (--train_data_dir with --in_json)"
@@ -277,21 +246,10 @@ def _report_missing(missing: Sequence[str], total: int, path: Path, image_dir: P
     return problems
 
 
-def _is_full_path(key: str) -> bool:
+def is_full_path(key: str) -> bool:
     """Whether the key is a full path here or on another system."""
     return key.startswith("/") or PureWindowsPath(key).is_absolute()
 
 
 def _some(keys: Sequence[str]) -> str:
     return some_of(list(keys[:_NAMES_TOLD]), len(keys))
-
-
-def _wrong(path: Path, key: str, what: str, fix: str) -> Problem:
-    return Problem(what, f"{path}, key {key}", fix)
-
-
-def _first_of(found: Sequence[Problem], path: Path) -> list[Problem]:
-    """The first problems of one kind, and how many follow."""
-    rest = len(found) - _MOST_TOLD
-    more = [Problem(f"{rest} more like these", str(path), found[-1].fix)] if rest > 0 else []
-    return [*found[:_MOST_TOLD], *more]

@@ -23,7 +23,7 @@ def check_base_model(model: ModelOptions, problems: Problems) -> BaseModel | Non
     """What `--pretrained_model_name_or_path` and `--vae` name; None, with the mistakes gathered, if it is unclear."""
     located = problems.attempt(lambda: locate(str(model.pretrained_model_name_or_path), _MODEL_FLAG))
     identity = problems.attempt(lambda: identify(located.path)) if located else None
-    vae = problems.attempt(lambda: _find_vae(str(model.vae))) if model.vae is not None else None
+    vae = problems.attempt(lambda: find_vae(str(model.vae), _VAE_FLAG)) if model.vae is not None else None
     if located is None or identity is None:
         return None
     predicts = problems.attempt(lambda: resolve_prediction_type(identity, model.v2, model.v_parameterization))
@@ -33,13 +33,17 @@ def check_base_model(model: ModelOptions, problems: Problems) -> BaseModel | Non
     return BaseModel(named, predicts, located.repo_id, *(vae or ()))
 
 
-def _find_vae(name: str) -> tuple[VaeIdentity, str]:
-    """The VAE that is named, and its name without folders. One of the Hub is fetched at once: it is small."""
+def find_vae(name: str, flag: str) -> tuple[VaeIdentity, str]:
+    """The VAE that `flag` names, and its name without folders. One of the Hub is fetched at once: it is small.
+
+    Raises:
+        UserError: there is none, it cannot be had, or it does not fit.
+    """
     from library.models.vae_source import identify_vae  # with diffusers, which takes seconds to import
 
-    located = locate(name, _VAE_FLAG)
+    located = locate(name, flag)
     if located.repo_id is not None:
-        return identify_vae(fetch_weights(located.repo_id, _VAE_FLAG, ("vae",))), located.repo_id
+        return identify_vae(fetch_weights(located.repo_id, flag, ("vae",))), located.repo_id
     return identify_vae(located.path), located.path.name
 
 

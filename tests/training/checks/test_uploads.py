@@ -18,8 +18,8 @@ from library.training.checks.uploads import (
     fetch_resumed_state,
     parse_reference,
 )
-from tests.checkpoint.hub_client_process import answer_of, assert_token_is_nowhere, hub_environment, start_client
-from tests.checkpoint.hub_server import READER, TOKEN, Faults, HubServer, Repo, served
+from tests.hub_client_process import answer_of, assert_token_is_nowhere, hub_environment, start_client
+from tests.hub_server import READER, TOKEN, Faults, HubServer, Repo, served
 
 # Checks options given as JSON: [upload options, keeping options] each; tells target or problems, and what was fetched.
 CHECKER = """

@@ -11,8 +11,8 @@ from library.checkpoint.hub_client import Repository
 from library.checkpoint.upload_queue import UploadPlace, UploadQueue, queue_folder
 from library.training.checks.uploads import UploadTarget
 from library.training.keep.uploads import Uploads
-from tests.checkpoint.hub_client_process import answer_of, hub_environment, start_client
-from tests.checkpoint.hub_server import TOKEN, Repo, served
+from tests.hub_client_process import answer_of, hub_environment, start_client
+from tests.hub_server import TOKEN, Repo, served
 
 # For each case: hands a model with its yaml, a state and a file that is not there to uploads; waits until so many are
 # left in the queue, and ends.

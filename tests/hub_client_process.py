@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoint.hub_server import TOKEN
+from tests.hub_server import TOKEN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def hub_environment(home: Path, endpoint: str, **more: str) -> dict[str, str]:
