@@ -251,6 +251,16 @@ def test_commands_pass_every_check(world: Path, monkeypatch: pytest.MonkeyPatch,
             assert tomllib.loads(read(Path("saved.toml")))["DataOptions"]["resolution"] == [512, 512]
 
 
+def test_commands_of_the_preparation_are_understood() -> None:
+    used = Counter[str]()
+    for name, script in SCRIPTS.items():
+        for words in commands(DOCS / "preparation.md", name):
+            parse_options(name, script.description, script.groups, words)
+            used[name] += 1
+    preparing = {name for name in SCRIPTS if name.startswith("finetune/")}
+    assert {*preparing, "tools/find_duplicates.py", "tools/resize_images_to_resolution.py"} <= set(used)
+
+
 def test_windows_and_linux_commands_are_the_same() -> None:
     linux, windows = commands(DOCS / "train_network.md")[:2]
     assert linux == windows

@@ -39,16 +39,20 @@ def main(words: Sequence[str] | None = None) -> None:
         raise UserError.of("both would be written to one file", "--json, --html", "name two files")
 
     from library.data.captions.caption_files import DEFAULT_CAPTION_EXTENSIONS
+    from library.data.pictures.folders import list_folders
     from library.preparation.duplicates import Search, find_duplicates
     from library.preparation.duplicates_told import as_json_values, lines_of, page_of
-    from library.preparation.picture_folders import list_folders
+    from library.preparation.results import check_result_file
 
+    extensions = (options.caption_extension,) if options.caption_extension else DEFAULT_CAPTION_EXTENSIONS
     problems = Problems()
-    folders = list_folders(options.train_data_dir, options.recursive, problems)
+    for name, flag in ((options.json, "--json"), (options.html, "--html")):
+        if name is not None:
+            check_result_file(name, flag, (*DEFAULT_CAPTION_EXTENSIONS, *extensions), problems)
+    folders = list(list_folders(options.train_data_dir, options.recursive, problems))
     problems.raise_if_any()
     threads = options.max_data_loader_n_workers or max(1, default_worker_count())
     found = find_duplicates(folders, Search(options.threshold, options.mirrored, threads))
-    extensions = (options.caption_extension,) if options.caption_extension else DEFAULT_CAPTION_EXTENSIONS
     for line in lines_of(found, extensions):
         print(line)
     problems.extend(found.unreadable)

@@ -59,6 +59,9 @@ def _tell(copied: Copied) -> None:
 
     counts = copied.counts
     _log.info("copies written: %d, kept as they were: %d", counts[r.WRITTEN], counts[r.STAYED])
+    if counts[r.OLDER]:
+        told = "%d copies are older than their pictures, which may have changed since; --overwrite writes them anew"
+        _log.warning(told, counts[r.OLDER])
     if counts[r.OWN_SIZE]:
         told = "%d of them have the size of their picture, which is no larger than the resolution: nothing is enlarged"
         _log.info(told, counts[r.OWN_SIZE])

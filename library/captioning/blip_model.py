@@ -7,6 +7,7 @@ tokenizer without words) is an error.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,11 +134,18 @@ def check_fit(config: BlipConfig, tokenizer: BertTokenizer, form: PictureForm, f
     """Whether the three parts belong together.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not, or a mark that the network needs is none of its words.
     """
     words, sight = text_config(config), vars(config.vision_config)
+    for name in ("bos_token_id", "sep_token_id", "pad_token_id"):
+        mark: Any = getattr(words, name)
+        if type(mark) is not int or not 0 <= mark < words.vocab_size:
+            what = (
+                f"config.json: {name} of text_config must be a word's number, 0 to {words.vocab_size - 1}, got {mark}"
+            )
+            raise UserError.of(what, str(folder), _AGAIN)
     end = tokenizer.convert_tokens_to_ids(tokenizer.sep_token)
-    if words.sep_token_id != end or max(len(tokenizer) - 1, words.bos_token_id or 0) >= words.vocab_size:
+    if words.sep_token_id != end or len(tokenizer) > words.vocab_size:
         what = f"the tokenizer ({len(tokenizer)} words, end {end}) is not that of the model "
         what += f"({words.vocab_size} words, end {words.sep_token_id})"
         raise UserError.of(what, str(folder), _AGAIN)
@@ -156,6 +164,11 @@ def _three(value: Any) -> NDArray[np.float32]:
 def _told_plainly(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
+    except pickle.UnpicklingError as error:  # torch's own words tell how to open it all the same
+        if "Unsupported operand" in str(error):
+            raise UserError.of(f"{part} are in no form that torch knows", str(folder), _AGAIN) from None
+        what = f"{part} (pytorch_model.bin) hold more than weights, and are not opened"
+        raise UserError.of(what, str(folder), "take the model's model.safetensors instead") from None
     except Exception as error:  # files that make no sense go wrong in every way there is
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         what = f"{part} cannot be read: {type(error).__name__}: {reason}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from library.captioning.describer import Decoded
 from library.captioning.work import Target
+from library.core.ahead import in_order
 from library.core.errors import Problem, UserError
 
 
@@ -41,20 +41,11 @@ def read_ahead(
 
     Closing the iterator lets the threads end; pictures that nobody will take are not begun.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-    waiting = deque[Future[Read | Unread]]()
-    try:
-        for number, target in enumerate(targets):
-            waiting.append(pool.submit(_read, read, number, target))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_order(partial(_read, read), enumerate(targets), threads, ahead)
 
 
-def _read(read: Callable[[Path], Decoded], number: int, target: Target) -> Read | Unread:
+def _read(read: Callable[[Path], Decoded], numbered: tuple[int, Target]) -> Read | Unread:
+    number, target = numbered
     try:
         return Read(number, target, read(target.picture))
     except UserError as error:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from library.captioning.describer import Describer
 from library.captioning.reading import Read, Unread, described, read_ahead
 from library.captioning.work import Work
-from library.captioning.writing import Writer
-from library.core.errors import Incomplete, Problem, UserError, once_begun, printable
+from library.captioning.writing import DiskTakesNoMore, Writer
+from library.core.errors import Incomplete, Problem, UserError, printable
 from library.core.log import get_logger
 
 _log = get_logger(__name__)
@@ -29,11 +29,15 @@ class Outcome:
         written: files that were written.
         kept: files that were there, and stayed.
         failed: why pictures have no text, in the order of the pictures.
+        stopped: why the run ended before its end, if it did.
+        not_reached: pictures that it would have come to.
     """
 
     written: int
     kept: int
     failed: Sequence[Problem]
+    stopped: Problem | None = None
+    not_reached: int = 0
 
 
 def run(work: Work, describer: Describer, batch_size: int, threads: int) -> Outcome:
@@ -48,36 +52,47 @@ def run(work: Work, describer: Describer, batch_size: int, threads: int) -> Outc
         threads: that decode pictures.
 
     Raises:
-        UserError: several texts in a row could not be written.
         Exception: what the model raised, where it fails for one picture after the other.
         KeyboardInterrupt: after all texts that were there are written.
     """
     if not work.todo:
         return Outcome(0, len(work.kept), ())
     failed: list[tuple[int, Problem]] = []
-    writer, model = Writer(work, describer), _Model(describer)
-    reading = read_ahead(work.todo, describer.read, threads, ahead=2 * batch_size + threads)
-    is_over = False
+    writer = Writer(work, describer)
+    stopped, is_over = None, False
     try:
-        with tqdm(total=len(work.todo), unit="picture") as bar, closing(reading), once_begun():
-            for batch in _batches(reading, batch_size, failed):
-                for read, text in zip(batch, model.describe(batch), strict=True):
-                    if isinstance(text, Problem):
-                        failed.append((read.number, text))
-                    else:
-                        writer.put(read.number, read.target, text)
-                writer.end_batch()
-                bar.update(batch[-1].number + 1 - bar.n)
-            writer.finish()
-            bar.update(len(work.todo) - bar.n)
+        _go_through(work, describer, (batch_size, threads), writer, failed)
         is_over = True
+    except DiskTakesNoMore as stop:
+        stopped = stop.problem
     finally:
         writer.close()
         if not is_over:
             goes_on = "begins anew" if work.overwrites else "goes on from there"
             _log.info("%s", f"stopped: {writer.written} texts were written; the same command {goes_on}")
     problems = [problem for _, problem in sorted([*failed, *writer.failed], key=lambda item: item[0])]
-    return Outcome(writer.written, len(work.kept) + writer.kept, problems)
+    not_reached = len(work.todo) - writer.written - writer.kept - len(problems) if stopped else 0
+    return Outcome(writer.written, len(work.kept) + writer.kept, problems, stopped, not_reached)
+
+
+def _go_through(
+    work: Work, describer: Describer, sizes: tuple[int, int], writer: Writer, failed: list[tuple[int, Problem]]
+) -> None:
+    """All pictures; `sizes` are those of a batch and the threads, `failed` gets why pictures have no text."""
+    batch_size, threads = sizes
+    model = _Model(describer)
+    reading = read_ahead(work.todo, describer.read, threads, ahead=2 * batch_size + threads)
+    with tqdm(total=len(work.todo), unit="picture") as bar, closing(reading):
+        for batch in _batches(reading, batch_size, failed):
+            for read, text in zip(batch, model.describe(batch), strict=True):
+                if isinstance(text, Problem):
+                    failed.append((read.number, text))
+                else:
+                    writer.put(read.number, read.target, text)
+            writer.end_batch()
+            bar.update(batch[-1].number + 1 - bar.n)
+        writer.finish()
+        bar.update(len(work.todo) - bar.n)
 
 
 def tell(outcome: Outcome) -> None:
@@ -86,15 +101,18 @@ def tell(outcome: Outcome) -> None:
     Raises:
         Incomplete: with the pictures that should have a text and have none: the first of them, and how many more.
     """
-    count = len(outcome.failed)
+    count = len(outcome.failed) + outcome.not_reached
     _log.info("%s", f"written {outcome.written}, kept {outcome.kept}, failed {count}")
     if not count:
         return
-    told = list(outcome.failed[:_PROBLEMS_TOLD])
-    if count > len(told):
+    first = outcome.failed[:_PROBLEMS_TOLD]
+    told = [*([outcome.stopped] if outcome.stopped else ()), *first]
+    if count > len(first):
+        what = "they got no new text either; where there is an old one, it stays"
         fix = "mend these and start again: the same command then tells of the next"
-        told.append(Problem("they have no text either", f"{count - len(told)} more pictures", fix))
-    raise Incomplete(told, end="all pictures were gone through")
+        told.append(Problem(what, f"{count - len(first)} more pictures", fix))
+    end = "the run was stopped" if outcome.stopped else "all pictures were gone through"
+    raise Incomplete(told, end=end, count=count)
 
 
 def _batches(

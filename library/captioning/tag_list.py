@@ -72,6 +72,11 @@ def holds_tagger(folder: Path) -> bool:
     return any(_is_part(name) for name in _names_in(folder))
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether files lie in the folder itself, besides hidden ones."""
+    return any(not name.startswith(".") for name in _names_in(folder))
+
+
 def find_tagger(folder: Path, where: str, fix: str) -> TaggerFiles:
     """The model and the list of tags in a folder.
 

@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from library.captioning.tag_list import Category, TagList
-from library.core.errors import Problems, nearest_name
+from library.core.errors import Problems, nearest_name, printable
+from library.core.log import get_logger
+from library.core.wording import some_of
 from library.options.captioning import FolderOptions, TaggerOptions
 
+_LOG = get_logger(__name__)
+_TOLD = 5
 _UNDESIRED, _FIRST, _REPLACEMENT = "--undesired_tags", "--always_first_tags", "--tag_replacement"
 _AT_COMMA, _AT_SEMICOLON = re.compile(r"(?<!\\),"), re.compile(r"(?<!\\);")
 _PAIR_FORM = r"write a,b for each pair and ; between pairs (a,b;c,d); \, and \; stand for a comma and a semicolon"
@@ -41,16 +45,20 @@ def check_tagger_options(options: TaggerOptions, folders: FolderOptions) -> None
 def check_names(options: TaggerOptions, tags: TagList) -> None:
     """What can be said of the options with the list of the model's tags.
 
+    Of what is never written, or comes first where it is found, people keep one list for all taggers: the log names what
+    this one does not know.
+
     Raises:
-        UserError: with every tag that the model does not know, and options that need a kind of tag it does not have.
+        UserError: with every tag to be replaced that the model does not know, and options that need a kind of tag it
+            does not have.
     """
     problems = Problems()
     pairs = split_replacements(options.tag_replacement)
     known = dict(zip(map(key_of, tags.names), tags.names, strict=True))
     written = {key_of(new): new for new in pairs.values()}
     _report_unknown(pairs, known, _REPLACEMENT, problems)
-    _report_unknown(split_names(options.undesired_tags), {**written, **known}, _UNDESIRED, problems)
-    _report_unknown(split_names(options.always_first_tags), {**written, **known}, _FIRST, problems)
+    for flag, text in ((_UNDESIRED, options.undesired_tags), (_FIRST, options.always_first_tags)):
+        _tell_unknown(split_names(text), {**written, **known}, flag)
     needed = (
         (options.use_rating_tags, "--use_rating_tags", Category.RATING, "no ratings"),
         (options.use_rating_tags_as_last_tag, "--use_rating_tags_as_last_tag", Category.RATING, "no ratings"),
@@ -119,9 +127,15 @@ def _contradictions(options: TaggerOptions, pairs: Mapping[str, str]) -> Problem
     return problems
 
 
-def _report_unknown(
-    names: Sequence[str] | Mapping[str, str], known: Mapping[str, str], flag: str, problems: Problems
-) -> None:
+def _tell_unknown(names: Sequence[str], known: Mapping[str, str], flag: str) -> None:
+    unknown = list(_unknown(names, known))
+    nearest = {name: nearest_name(key_of(name), known) for name in unknown[:_TOLD]}
+    told = [f"{name} (did you mean {known[near]}?)" if near else name for name, near in nearest.items()]
+    if told:
+        _LOG.warning("%s", printable(f"{flag}: this tagger has no tag {some_of(told, len(unknown))}"))
+
+
+def _report_unknown(names: Mapping[str, str], known: Mapping[str, str], flag: str, problems: Problems) -> None:
     for name in _unknown(names, known):
         nearest = nearest_name(key_of(name), known)
         fix = f"did you mean {known[nearest]}?" if nearest else "the tags it knows stand in its list, beside the model"

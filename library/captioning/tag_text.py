@@ -97,14 +97,22 @@ def without_underscores(name: str) -> str:
 
 
 def joined_tags(old: str, new: str, separator: str) -> str:
-    """The tags of `old` and behind them those of `new` that are not there yet, each once.
+    """A text as it is, and behind it those tags of `new` that are not there yet, each once.
 
-    Names that differ in blanks and underscores alone are one tag. Adding the same tags again changes nothing.
+    Names that differ in blanks and underscores alone are one tag. Adding the same tags again changes nothing. Of the
+    text only a separator at its end goes, where something follows.
     """
-    tags = dict[str, str]()
-    for tag in (*split_tags(old, separator), *split_tags(new, separator)):
-        tags.setdefault(key_of(tag), tag)
-    return separator.join(tags.values())
+    there, added = set(map(key_of, split_tags(old, separator))), list[str]()
+    for tag in split_tags(new, separator):
+        if key_of(tag) not in there:
+            there.add(key_of(tag))
+            added.append(tag)
+    if not added:
+        return old
+    kept, mark = old.rstrip(), separator.strip() or separator
+    while kept.endswith(mark):
+        kept = kept.removesuffix(mark).rstrip()
+    return separator.join([kept, *added] if kept else added)
 
 
 def split_tags(line: str, separator: str) -> list[str]:

@@ -55,14 +55,14 @@ class Tagger:
         return [tag_line(row, self._choice) for row in confidences]
 
     def why_empty(self) -> tuple[str, str]:
-        """No tag was likely enough."""
+        """No tag was likely enough, or only undesired ones."""
         general, character = (threshold_of(self._options, kind) for kind in (Category.GENERAL, Category.CHARACTER))
         shown = f"{general:g}" if general == character else f"{general:g} (names of characters: {character:g})"
-        unless = " and is not undesired" if self._options.undesired_tags else ""
-        return f"no tag reaches the threshold of {shown}{unless}", "give a lower --thresh"
+        flag = "--thresh" if self._options.general_threshold is None else "--general_threshold"
+        return f"no tag that is wanted reaches the threshold of {shown}", f"give a lower {flag}"
 
     def joined(self, old: str, new: str) -> str:
-        """The old tags, and behind them the new ones that are not there yet."""
+        """The old text, and behind it the new tags that are not there yet."""
         return joined_tags(old, new, self._options.caption_separator)
 
 
@@ -70,7 +70,7 @@ def open_tagger(files: TaggerFiles, options: TaggerOptions) -> Tagger:
     """Reads the list of tags, checks the options against it, then opens the model.
 
     Raises:
-        UserError: the list or the model cannot be used, or options name tags that are not in the list.
+        UserError: the list or the model cannot be used, or options ask for what the list does not hold.
     """
     tags = read_tag_list(files)
     check_names(options, tags)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import overload
 
-from library.captioning.folders import Listing, list_folders
-from library.captioning.text_kinds import looks_like_caption, looks_like_tags
+from library.captioning.texts_there import OtherKind, holds_text
 from library.core.atomic_io import remove_left_overs, why_not_writable
-from library.core.errors import Problems, printable
+from library.core.errors import Problems
 from library.core.log import get_logger
 from library.core.wording import some_of
-from library.data.captions.caption_files import DEFAULT_CAPTION_EXTENSIONS, split_lines
-from library.data.pictures.picture_kinds import is_picture_name, other_pictures, why_not_read
+from library.data.captions.caption_files import DEFAULT_CAPTION_EXTENSIONS
+from library.data.pictures.folders import Listing, list_folders
+from library.data.pictures.picture_kinds import is_picture_name
 from library.options.captioning import FolderOptions
 from library.options.data import default_worker_count
 
@@ -30,10 +30,8 @@ _NO_TEXTS = {
 }
 _NOT_IN_NAMES = re.compile('[\x00-\x1f\x7f-\x9f<>:"|?*/\\\\]')  # separators, and what Windows refuses
 _NAMES_TOLD = 3
-_FILES_READ = 50  # to find out of which kind the texts are that are there
-_HEAD = 4096  # bytes of such a file
 _EXAMPLE = 60  # characters
-_FEWEST_OF_OTHER_KIND = 2  # one text alone proves nothing: a model may have written it
+_LONGEST_NAME = 255  # bytes, on Windows UTF-16 units
 
 
 class TextKind(Enum):
@@ -132,37 +130,45 @@ def find_work(folders: FolderOptions, extension: str, kind: TextKind, appends: b
 
     Raises:
         UserError: with everything that is wrong: a folder is missing, holds no pictures or cannot be written to, two
-            pictures would share one file, the files that are there hold texts of the other kind.
+            pictures would share one file, a file's name would be too long, the files that are there hold texts of the
+            other kind.
     """
     problems = Problems()
     problems.attempt(lambda: _check_extension(extension))
     problems.raise_if_any()  # without it the files in the folders say nothing
-    todo, kept, there = Targets(extension), Targets(extension), Targets(extension)
-    others, pairs = _Unread(), 0
+    todo, kept = Targets(extension), Targets(extension)
+    overwrites = folders.overwrite and not appends
+    other_kind = OtherKind(extension, kind is TextKind.TAGS, overwrites, _FLAG)
+    pairs = there = 0
     endings = dict.fromkeys((extension, *DEFAULT_CAPTION_EXTENSIONS))
-    for listing in list_folders(folders.train_data_dir, tuple(endings), folders.recursive, problems):
-        with_text = [name for name in listing.pictures if _has(listing, name, extension)]
+    for listing in list_folders(folders.train_data_dir, folders.recursive, problems, tuple(endings)):
+        texts = {os.path.normcase(name) for name in listing.files if name not in listing.broken}
+        named = [name for name in listing.pictures if _has(texts, name, extension)]
+        files = {name: listing.folder / text_name(name, extension) for name in named}
+        with_text = [name for name, file in files.items() if holds_text(file)]
         stays = frozenset() if folders.overwrite or appends else frozenset(with_text)
         without = [name for name in listing.pictures if name not in stays] if stays else listing.pictures
-        there.add(listing.folder, with_text)
+        there += len(with_text)
+        if not appends:  # which makes no text of the other kind, but one of both, in which nothing is lost
+            other_kind.look([files[name] for name in with_text])
         kept.add(listing.folder, with_text if stays else ())
         todo.add(listing.folder, without)
-        pairs += _count_pairs(listing, without, extension)
-        others.add(listing.folder)
+        pairs += _count_pairs(texts, without, extension)
         _check_shared(listing, extension, problems)
+        _check_lengths(listing.folder, without, extension, problems)
         if without:
             _check_writable(listing.folder, problems)
-    if not appends:  # which makes no text of the other kind, but one of both, in which nothing is lost
-        _check_kind(there, extension, kind, problems)
+    other_kind.tell(problems)
     problems.raise_if_any()
     for folder in {**dict.fromkeys(todo.folders), **dict.fromkeys(kept.folders)}:
         remove_left_overs(folder, Path(text_name("a", extension)).suffix)
-    _tell_found(todo, kept, others, extension, pairs)
-    return Work(todo, kept, appends, folders.overwrite and not appends)
+    work = Work(todo, kept, appends, overwrites)
+    _tell_found(work, extension, there, pairs)
+    return work
 
 
-def _has(listing: Listing, picture: str, extension: str) -> bool:
-    return os.path.normcase(text_name(picture, extension)) in listing.texts
+def _has(texts: Container[str], picture: str, extension: str) -> bool:
+    return os.path.normcase(text_name(picture, extension)) in texts
 
 
 def _check_extension(extension: str) -> None:
@@ -179,17 +185,42 @@ def _check_extension(extension: str) -> None:
 def _check_shared(listing: Listing, extension: str, problems: Problems) -> None:
     """Two pictures of one text file. Capitals make no difference: on many disks they are none."""
     seen, twice = set[str](), set[str]()
-    for file in (text_name(name, extension).casefold() for name in listing.pictures):
+    for file in (_in_capitals(text_name(name, extension)) for name in listing.pictures):
         (twice if file in seen else seen).add(file)
     by_file: dict[str, list[str]] = {}
     for name in listing.pictures if twice else ():
-        by_file.setdefault(text_name(name, extension).casefold(), []).append(name)
+        by_file.setdefault(_in_capitals(text_name(name, extension)), []).append(name)
     shared = [names for file, names in by_file.items() if file in twice]
     if shared:
         told = some_of([" and ".join(names) for names in shared[:_NAMES_TOLD]], len(shared))
         fix = "rename all but one of each, or move them to a folder of their own"
         problems.add(f"pictures whose names differ only in their ending share one {extension}: {told}",
                      str(listing.folder), fix)  # fmt: skip
+
+
+def _in_capitals(name: str) -> str:
+    """A name as NTFS compares it: letter by letter, so that "Straße" and "Strasse", "ı" and "i" stay two."""
+    return name.upper() if name.isascii() else "".join(map(_capital, name))
+
+
+def _capital(letter: str) -> str:
+    capital = letter.upper()
+    return capital if len(capital) == 1 and letter.isascii() == capital.isascii() else letter
+
+
+def _check_lengths(folder: Path, names: Sequence[str], extension: str, problems: Problems) -> None:
+    """Texts whose names no usual disk takes; a disk that has longer names of pictures is none."""
+    too_long = [name for name in names if _length(text_name(name, extension)) > _LONGEST_NAME >= _length(name)]
+    if too_long:
+        told = some_of([f"{name[:_EXAMPLE]}…" for name in too_long[:_NAMES_TOLD]], len(too_long))
+        what = f"names of pictures are so long that with {extension} no file can have them: {told}"
+        problems.add(what, str(folder), "shorten these names")
+
+
+def _length(name: str) -> int:
+    if len(name) * 4 <= _LONGEST_NAME:  # UTF-8 has 4 bytes for a letter at most
+        return len(name)
+    return len(name.encode("utf-16-le", "surrogatepass")) // 2 if os.name == "nt" else len(os.fsencode(name))
 
 
 def _check_writable(folder: Path, problems: Problems) -> None:
@@ -199,59 +230,18 @@ def _check_writable(folder: Path, problems: Problems) -> None:
         problems.add(what, str(folder), "check rights and free space, or copy the pictures to another place")
 
 
-def _check_kind(there: Targets, extension: str, kind: TextKind, problems: Problems) -> None:
-    """Captions must not come to stand among tags, nor tags among captions (PRE-06)."""
-    step = max(1, -(-len(there) // _FILES_READ))
-    texts = [(there[number].file, _first_line(there[number].file)) for number in range(0, len(there), step)]
-    reads_as_other = looks_like_tags if kind is TextKind.CAPTION else looks_like_caption
-    found = [(file, text) for file, text in texts if text is not None and reads_as_other(text)]
-    if len(found) < _FEWEST_OF_OTHER_KIND or 2 * len(found) <= len(texts):
-        return
-    (file, text), other = found[0], TextKind.TAGS if kind is TextKind.CAPTION else TextKind.CAPTION
-    example = text if len(text) <= _EXAMPLE else f"{text[:_EXAMPLE]}…"
-    usual, unusual = (".caption", ".blip") if kind is TextKind.CAPTION else (".txt", ".tags")
-    better = usual if extension != usual else unusual
-    problems.add(
-        f"files with this ending hold {other.value}, and {kind.value} would take their place or stand among them: "
-        f"{file} says \"{example}\"",
-        f"{_FLAG} {extension}",
-        f"give another ending, such as {_FLAG} {better}, or move those files away",
-    )  # fmt: skip
-
-
-def _first_line(file: Path) -> str | None:
-    try:
-        with file.open("rb") as opened:
-            return split_lines(opened.read(_HEAD).decode("utf-8-sig", "replace"))[0].strip()
-    except OSError:
-        return None
-
-
-def _count_pairs(listing: Listing, without: Sequence[str], extension: str) -> int:
+def _count_pairs(texts: Container[str], without: Sequence[str], extension: str) -> int:
     """Pictures that will have both a .txt and a .caption file."""
     if extension not in DEFAULT_CAPTION_EXTENSIONS:
         return 0
     others = [ending for ending in DEFAULT_CAPTION_EXTENSIONS if ending != extension]
-    return sum(any(_has(listing, name, other) for other in others) for name in without)
+    return sum(any(_has(texts, name, other) for other in others) for name in without)
 
 
-class _Unread:
-    """Pictures of kinds that are not read, by the reason: how many, and the first of them."""
-
-    def __init__(self) -> None:
-        self.by_reason: dict[str, tuple[int, list[str]]] = {}
-
-    def add(self, folder: Path) -> None:
-        for name in other_pictures(folder):
-            count, first = self.by_reason.get(why_not_read(name), (0, []))
-            first += [str(folder / name)] if count < _NAMES_TOLD else []
-            self.by_reason[why_not_read(name)] = count + 1, first
-
-
-def _tell_found(todo: Targets, kept: Targets, others: _Unread, extension: str, pairs: int) -> None:
-    for reason, (count, first) in others.by_reason.items():
-        _log.warning("%s", printable(f"{count} pictures are left out ({reason}): {some_of(first, count)}"))
-    _log.info("%s", f"pictures: {len(todo) + len(kept)}, of them {len(todo)} to do, {len(kept)} have their {extension}")
+def _tell_found(work: Work, extension: str, there: int, pairs: int) -> None:
+    stay = "these get more" if work.appends else "these are overwritten" if work.overwrites else "these stay"
+    has = f"{there} have their {extension}" + (f" ({stay})" if there else "")
+    _log.info("%s", f"pictures: {len(work.todo) + len(work.kept)}, of them {len(work.todo)} to do, {has}")
     if pairs:
         both = " and ".join(DEFAULT_CAPTION_EXTENSIONS)
         _log.info(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import time
 from collections import deque
@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from library.captioning.describer import Describer
+from library.captioning.drafts import Draft, put_in_place
+from library.captioning.texts_there import holds_text
 from library.captioning.work import Target, Work
-from library.core.atomic_io import flush_folder, temporary_name
 from library.core.errors import Problem, UserError
 from library.data.captions.caption_files import read_caption, split_lines
 
 _THREADS = 4
 _MOST_WAITING = 16  # groups
-_GROUP = 16  # texts, whose names are brought to the disk together: half of the work of a file is that
+_GROUP = 16  # texts that are brought to the disk together
 _MOST_PATIENCE = 0.25  # seconds without writing; a slow model has each text written at once
-_FAILURES_IN_A_ROW = 5  # then it is not the file, but the disk
+_DISK_FAILURES_IN_A_ROW = 5  # of kinds that concern the disk, not one file: then it takes no more
+_FAILURES_IN_A_ROW = 50  # of any kind
+_OF_THE_DISK = {errno.ENOSPC, errno.EROFS, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_OF_THE_DISK_ON_WINDOWS = {19, 21, 39, 112, 1117, 1167, 1295}  # protected, not ready, full (twice), error, gone, quota
+_TOO_LONG_ON_WINDOWS = {123, 206}
 # Control characters, the marks that Unicode has for ends of lines and paragraphs, and halves of characters.
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -44,6 +49,14 @@ class _Text(NamedTuple):
 
 
 _Result = _Fate | UserError | OSError
+
+
+class DiskTakesNoMore(Exception):  # noqa: N818 (it is no mistake, and not told as one)
+    """Several texts in a row could not be written; `problem` says why the last of them could not."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 def one_line(text: str) -> str:
@@ -72,13 +85,13 @@ class Writer:
         self._group: list[_Text] = []
         self._waiting = deque[tuple[Sequence[_Text], Future[Sequence[_Result]]]]()
         self._last_begun = 0.0
-        self._failures_in_a_row = 0
+        self._failures_in_a_row, self._disk_failures_in_a_row = 0, 0
 
     def put(self, number: int, target: Target, text: str) -> None:
         """Writes a text soon: as one line, and not where it is empty.
 
         Raises:
-            UserError: several texts in a row could not be written.
+            DiskTakesNoMore: several texts in a row could not be written.
         """
         self._group.append(_Text(number, target, text))
         if len(self._group) >= _GROUP:
@@ -95,7 +108,7 @@ class Writer:
         """Waits until all is written.
 
         Raises:
-            UserError: several texts in a row could not be written.
+            DiskTakesNoMore: several texts in a row could not be written.
         """
         self._begin()
         while self._waiting:
@@ -116,9 +129,10 @@ class Writer:
 
     def _take_first(self) -> None:
         last = self._count_first()
-        if self._failures_in_a_row >= _FAILURES_IN_A_ROW and last is not None:
-            what = f"{self._failures_in_a_row} texts in a row could not be written: {last.what}"
-            raise UserError.of(what, last.where, last.fix)
+        is_over = self._disk_failures_in_a_row >= _DISK_FAILURES_IN_A_ROW
+        if last is not None and (is_over or self._failures_in_a_row >= _FAILURES_IN_A_ROW):
+            what = f"{self._failures_in_a_row} texts in a row could not be written, so the run was stopped: {last.what}"
+            raise DiskTakesNoMore(Problem(what, last.where, last.fix))
 
     def _count_first(self) -> Problem | None:
         """Counts the texts of the first group; why its last one could not be written."""
@@ -129,71 +143,71 @@ class Writer:
             if isinstance(result, UserError):  # the text is empty, or the old one cannot be read
                 self.failed.append((number, result.problems[0]))
             elif isinstance(result, OSError):
-                fix = "check rights and free space; the same command goes on from here"
-                problem = Problem(f"cannot be written: {result.strerror or result}", str(target.file), fix)
+                problem = Problem(f"cannot be written: {result.strerror or result}", str(target.file), _fix_of(result))
                 self.failed.append((number, problem))
                 self._failures_in_a_row += 1
+                self._disk_failures_in_a_row += _is_of_the_disk(result)
             else:
-                self._failures_in_a_row = 0
+                self._failures_in_a_row, self._disk_failures_in_a_row = 0, 0
                 self.written += result is _Fate.WRITTEN
                 self.kept += result is _Fate.KEPT
         return problem
 
     def _write_group(self, group: Sequence[_Text]) -> Sequence[_Result]:
-        """Several texts, in a thread of its own; what became of each."""
+        """Several texts, in a thread of their own; what became of each."""
         results: list[_Result] = []
-        for _, target, text in group:
-            try:
-                results.append(self._write(target, text))
-            except (UserError, OSError) as error:
-                results.append(error)
-        written = [target for (_, target, _), result in zip(group, results, strict=True) if result is _Fate.WRITTEN]
+        drafts: list[tuple[int, Draft]] = []
         try:
-            for folder in {target.file.parent for target in written}:
-                flush_folder(folder)
-        except OSError as error:  # nobody knows which of them are on the disk
-            return [error if result is _Fate.WRITTEN else result for result in results]
+            for place, (_, target, text) in enumerate(group):
+                try:
+                    content = self._content(target, text)
+                    if content is not None:
+                        drafts.append((place, Draft(target.file, content)))
+                    results.append(_Fate.KEPT if content is None else _Fate.WRITTEN)
+                except (UserError, OSError) as error:
+                    results.append(error)
+            for place, reason in put_in_place([draft for _, draft in drafts]).items():
+                results[drafts[place][0]] = reason
+        finally:
+            for _, draft in drafts:
+                draft.discard()
         return results
 
-    def _write(self, target: Target, text: str) -> _Fate:
-        """One text.
+    def _content(self, target: Target, text: str) -> str | None:
+        """What the file shall hold; None where it stays as it is.
 
         Raises:
             UserError: the text is empty, or the old one cannot be read.
-            OSError: it cannot be written.
+            OSError: the old one cannot be read.
         """
         line = one_line(text)
-        if not self._work.overwrites and target.file.is_file():
-            if not self._work.appends:
-                return _Fate.KEPT
-            if read_caption(target.file, whole=True) is not None:
-                return self._append(target.file, line)
+        if not self._work.overwrites and holds_text(target.file):
+            return self._appended(target.file, line) if self._work.appends else None
         if not line:
             what, fix = self._describer.why_empty()
-            raise UserError.of(what, str(target.picture), fix)
-        _replace(target.file, f"{line}\n")
-        return _Fate.WRITTEN
+            stays = "; the old text stays" if holds_text(target.file) else ""
+            raise UserError.of(what + stays, str(target.picture), fix)
+        return f"{line}\n"
 
-    def _append(self, file: Path, line: str) -> _Fate:
-        """Adds to the first line of a file, which is the one that counts; the others stay."""
+    def _appended(self, file: Path, line: str) -> str | None:
+        """The first line of a file, which is the one that counts, with what is added to it; the others stay."""
         old = read_caption(file, whole=False) or ""
         new = one_line(self._describer.joined(old, line)) if old and line else old or line
         if new == old:
-            return _Fate.KEPT
+            return None
         rest = split_lines(file.read_bytes().decode("utf-8-sig"))[1:]
-        _replace(file, "\n".join([new, *rest]).rstrip("\n") + "\n")
-        return _Fate.WRITTEN
+        return "\n".join([new, *rest]).rstrip("\n") + "\n"
 
 
-def _replace(file: Path, text: str) -> None:
-    """As `atomic_io.write_text_whole`, but for the name, which is on the disk only after `flush_folder`."""
-    temporary = file.with_name(temporary_name(file.suffix))
-    try:
-        with temporary.open("wb") as opened:
-            opened.write(text.encode("utf-8"))
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _is_of_the_disk(error: OSError) -> bool:
+    return error.errno in _OF_THE_DISK or getattr(error, "winerror", None) in _OF_THE_DISK_ON_WINDOWS
+
+
+def _fix_of(error: OSError) -> str:
+    if _is_of_the_disk(error):
+        return "make room or look at the disk; the same command goes on from here"
+    if error.errno == errno.ENAMETOOLONG or getattr(error, "winerror", None) in _TOO_LONG_ON_WINDOWS:
+        return "shorten the name of the picture"
+    if error.errno == errno.EISDIR:
+        return "a folder has this name; rename it"
+    return "check its rights, and whether another program has it open; the same command tries again"

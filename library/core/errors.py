@@ -57,9 +57,11 @@ class UserError(Exception):
 class Incomplete(UserError):  # noqa: N818 (the run came to its end)
     """The run came to its end, and something that it was asked to make, to save or to upload is missing."""
 
-    def __init__(self, problems: Iterable[Problem], end: str = "training is over") -> None:
+    def __init__(self, problems: Iterable[Problem], end: str = "training is over", count: int | None = None) -> None:
+        """`count` is how many things are missing, where the problems name only the first of them."""
         super().__init__(problems)
         self.end = end
+        self.count = len(self.problems) if count is None else count
 
 
 class Stopped(Exception):  # noqa: N818 (nothing is wrong)
@@ -146,8 +148,7 @@ def _bullets(error: UserError) -> list[str]:
 
 def format_incomplete(error: Incomplete) -> str:
     """The text a script prints where its work is over, and not all of it could be done."""
-    count = len(error.problems)
-    head = "1 thing" if count == 1 else f"{count} things"
+    head = "1 thing" if error.count == 1 else f"{error.count} things"
     return "\n".join([f"{error.end}, but {head} could not be done:", *_bullets(error)])
 
 

@@ -58,7 +58,13 @@ class BlipOptions(OptionGroup):
         check=at_least(1),
         metavar="N",
     )
-    caption_extension: str = option(".caption", "ending of the files that are written", check=not_blank, metavar=".EXT")
+    caption_extension: str = option(
+        ".caption",
+        "ending of the files that are written",
+        check=not_blank,
+        metavar=".EXT",
+        aliases=("caption_extention",),
+    )
     beam_search: bool = option(
         False,
         "look for the likeliest caption with --num_beams instead of drawing one: sober, the same for every seed, and "
@@ -111,7 +117,7 @@ class TaggerOptions(OptionGroup):
     repo_id: str = option(DEFAULT_TAGGER, "tagger on the Hugging Face Hub, as owner/name", metavar="ID")
     model_dir: str = option(
         "wd14_tagger_model",
-        "folder that keeps taggers; each has a folder there, or model.onnx and its list of tags lie in it directly",
+        "folder that keeps taggers; each has a folder there, or one tagger and its list of tags lie in it directly",
         metavar="DIR",
     )
     force_download: bool = option(False, "fetch the tagger anew")
@@ -121,7 +127,13 @@ class TaggerOptions(OptionGroup):
         check=at_least(1),
         metavar="N",
     )
-    caption_extension: str = option(".txt", "ending of the files that are written", check=not_blank, metavar=".EXT")
+    caption_extension: str = option(
+        ".txt",
+        "ending of the files that are written",
+        check=not_blank,
+        metavar=".EXT",
+        aliases=("caption_extention",),
+    )
     thresh: float = option(
         0.35,
         "confidence from which a tag is written; lower gives more tags, and more wrong ones",
@@ -148,6 +160,8 @@ class TaggerOptions(OptionGroup):
     use_rating_tags_as_last_tag: bool = option(False, "write it at the end")
     character_tags_first: bool = option(False, "write names of characters before the general tags")
     caption_separator: str = option(", ", "what stands between two tags", metavar="TEXT")
-    append_tags: bool = option(False, "add tags to texts that are there already, behind what they hold, each tag once")
+    append_tags: bool = option(
+        False, "add tags to texts that are there already, behind what they hold, where they are not there yet"
+    )
     frequency_tags: bool = option(False, "show at the end how often each tag stands in the texts of these pictures")
     onnx: bool = option(False, "accepted for familiarity: taggers always run as ONNX")

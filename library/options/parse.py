@@ -31,6 +31,12 @@ _FILE_KEYS = {
     "--is_reg": "on the command line it is --reg_data_dir",
     "--metadata_file": "on the command line it is --in_json",
 }
+# the same of --debug, by what a script has in its place; the last is of those that have nothing
+_INSTEAD_OF_DEBUG = {
+    "--debug_dataset": "--debug_dataset shows what would be trained on, and trains nothing",
+    "--dry_run": "--dry_run shows every change and writes nothing",
+    "": "leave it out: the log tells what was done and with which pictures something is wrong",
+}
 GroupT = TypeVar("GroupT", bound=OptionGroup)
 
 
@@ -84,7 +90,7 @@ def parse_options(
     values = _convert_texts(texts, known, problems)
     from_file = _read_config_file(values, known, problems)
     merged = {**from_file, **values}
-    _report_missing(merged, known, problems)
+    _report_missing(merged, known, problems, are_words_lost=bool(unknown))
     problems.raise_if_any()
     built = tuple(
         group(**{item.name: merged.get(item.name, default_of(item)) for item in option_fields(group)})
@@ -197,19 +203,26 @@ def help_text(item: Field[Any]) -> str:
 
 
 def _report_unknown_words(unknown: Iterable[str], known: dict[str, Any], problems: Problems) -> None:
+    flags = [f"--{name}" for _, item in known.values() for name in names_of(item)]
+    expected = " ".join(str(info_of(item).metavar) for _, item in known.values() if info_of(item).positional)
     after_unknown_flag = False
     for word in unknown:
         is_flag = word.startswith("-") and not _is_number(word)
         if is_flag:
             flag = word.split("=", 1)[0]
-            flags = [f"--{name}" for _, item in known.values() for name in names_of(item)]
-            fix = _FILE_KEYS.get(flag) or suggest_name(flag, flags, "see --help for all options")
-            problems.add(f"{flag} is not an option", "command line", fix)
+            problems.add(f"{flag} is not an option", "command line", _instead_of(flag, flags))
         elif not after_unknown_flag:
-            problems.add(
-                f"{word!r} belongs to no option", "command line", "put quotes around values with spaces, or remove it"
-            )
+            fix = f"{expected} are expected, in this order and no more words; " if expected else ""
+            fix += "put quotes around values with spaces, or remove it"
+            problems.add(f"{word!r} belongs to no option", "command line", fix)
         after_unknown_flag = is_flag or after_unknown_flag
+
+
+def _instead_of(flag: str, flags: Sequence[str]) -> str:
+    """What to give instead of an unknown flag."""
+    if flag == "--debug":
+        return next(fix for name, fix in _INSTEAD_OF_DEBUG.items() if not name or name in flags)
+    return _FILE_KEYS.get(flag) or suggest_name(flag, flags, "see --help for all options")
 
 
 def _is_number(word: str) -> bool:
@@ -294,13 +307,17 @@ def _take_table(
             _take_value(key, value, place, known, found, problems)
 
 
-def _report_missing(merged: dict[str, Any], known: dict[str, Any], problems: Problems) -> None:
+def _report_missing(
+    merged: dict[str, Any], known: dict[str, Any], problems: Problems, are_words_lost: bool = False
+) -> None:
+    """`are_words_lost`: an unknown flag stands on the command line, which may own words that are missed here."""
     if merged.get("output_config"):
         if "config_file" not in merged:
             problems.add("--output_config needs a file to write", "command line", "name it with --config_file FILE")
         return
     for name, (_, item) in known.items():
         info = info_of(item)
-        if info.required and name not in merged and not any(name in problem.where for problem in problems):
+        is_lost = info.positional and are_words_lost
+        if info.required and name not in merged and not is_lost and not any(name in p.where for p in problems):
             shown = info.metavar if info.positional else f"--{name}"
             problems.add(f"{shown} is missing", "command line", f"give the {info.help}")

@@ -79,7 +79,9 @@ class MergeTagsOptions(OptionGroup):
     in_json: str | None = option(None, _MERGED, metavar="FILE")
     full_path: bool = option(False, _FULL_PATH)
     recursive: bool = option(False, "take the folders below as well")
-    caption_extension: str = option(".txt", "ending of the tag files", check=_is_ending, metavar=".EXT")
+    caption_extension: str = option(
+        ".txt", "ending of the tag files", check=_is_ending, metavar=".EXT", aliases=("caption_extention",)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What rules do with the words of a caption. Each action is built once and takes one line.
 
-An action returns the new line and at how many places it differs; 0 means that the line is as before. A caption may come
-from anywhere and be of any length, so no regular expression here can go back over what it has read.
+An action returns the new line and at how many places it differs; 0 means that the line is as before. What stands
+between < and > is a name that somebody taught a model, and no word of it is touched; a rule may name it whole. A
+caption may come from anywhere and be of any length, so no regular expression here can go back over what it has read.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from library.preparation.patterns import PLACEHOLDER, outside_placeholders
+
 CaptionAction = Callable[[str], tuple[str, int]]
 
 _NOT_IN_A_WORD, _NOT_GOING_ON = r"(?<![\w-])", r"(?![\w-])"  # "man" is no part of "human" or "spider-man"
 _BLANK_BEFORE_MARK = re.compile(r" (?=,|\.(?: |\Z))")
 _LEFT_IN_FRONT = re.compile(r"\A(?:[,\s]++|\.++(?=[\s,]|\Z))++")
+_WORD = re.compile(rf"(?:{PLACEHOLDER}|\S)++")
 _MARKS = ".,;:!?"
 _CLOSING = frozenset(")]}\"'’”")
 _BRACKETS = frozenset("()[]{}|<>")
@@ -34,7 +38,7 @@ def lower_case() -> CaptionAction:
     """Small letters."""
 
     def change(line: str) -> tuple[str, int]:
-        new = line.lower()
+        new = outside_placeholders(line, str.lower)
         return new, int(new != line)
 
     return change
@@ -47,7 +51,7 @@ def replace(phrases: Mapping[str, str]) -> CaptionAction:
     """
     ordered = _longest_first(phrases)
     choice = "|".join(f"({_phrase(phrase)})" for phrase in ordered)
-    pattern = re.compile(rf"{_NOT_IN_A_WORD}(?:{choice}){_NOT_GOING_ON}", re.IGNORECASE)
+    pattern = re.compile(rf"{_NOT_IN_A_WORD}(?:{choice}){_NOT_GOING_ON}|{PLACEHOLDER}", re.IGNORECASE)
     new_words = [phrases[phrase] for phrase in ordered]
 
     def change(line: str) -> tuple[str, int]:
@@ -56,7 +60,7 @@ def replace(phrases: Mapping[str, str]) -> CaptionAction:
         def put(found: re.Match[str]) -> str:
             nonlocal count
             old = found.group()
-            new = _in_case_of(old, new_words[(found.lastindex or 1) - 1])
+            new = old if found.lastindex is None else _in_case_of(old, new_words[found.lastindex - 1])
             count += new != old
             return new
 
@@ -68,11 +72,14 @@ def replace(phrases: Mapping[str, str]) -> CaptionAction:
 def remove(words: Sequence[str]) -> CaptionAction:
     """Takes words or phrases out that stand between blanks, commas and ends of sentences."""
     ends = r"(?=[,.;!?]*+(?:\s|\Z)|,(?![.;!?]))"
-    pattern = re.compile(rf"(?<![^\s,])(?:{_one_of(words)}){ends}", re.IGNORECASE)
+    pattern = re.compile(rf"(?<![^\s,])({_one_of(words)}){ends}|{PLACEHOLDER}", re.IGNORECASE)
 
     def change(line: str) -> tuple[str, int]:
-        pieces = pattern.split(line)
-        return (_joined(pieces), len(pieces) - 1) if len(pieces) > 1 else (line, 0)
+        places = [found.span() for found in pattern.finditer(line) if found.group(1) is not None]
+        if not places:
+            return line, 0
+        around = zip([0, *(end for _, end in places)], [*(start for start, _ in places), len(line)], strict=True)
+        return _joined([line[start:end] for start, end in around]), len(places)
 
     return change
 
@@ -81,7 +88,8 @@ def remove_before(words: Sequence[str], before: Sequence[str]) -> CaptionAction:
     """Takes words out where they stand, one or several of them, in front of one of the words of `before`."""
     run = rf"{_NOT_IN_A_WORD}(?>(?:{_one_of(words)})\s++)++"
     # a run in front of other words is found as well, and stays: it is read once, not again from each word of it
-    pattern = re.compile(rf"{run}((?=(?:{_one_of(before)}){_NOT_GOING_ON}))?", re.IGNORECASE)
+    follows = rf"((?=(?:{_one_of(before)}){_NOT_GOING_ON}))?"
+    pattern = re.compile(rf"{run}{follows}|{PLACEHOLDER}", re.IGNORECASE)
 
     def change(line: str) -> tuple[str, int]:
         count = 0
@@ -107,18 +115,23 @@ def remove_start(phrases: Sequence[str]) -> CaptionAction:
     return change
 
 
-def remove_repeats() -> CaptionAction:
-    """Says once what stands twice or more at a stretch: a word, or up to eight. Numbers and weights stay."""
+def remove_repeats(words: Sequence[str] | None = None) -> CaptionAction:
+    """Says once what stands twice or more at a stretch: a word, or up to eight. Numbers and weights stay.
+
+    Args:
+        words: of which a repeat must be made, or None for any. Names repeat themselves, too: Duran Duran.
+    """
+    counted = None if words is None else frozenset(word.casefold() for word in words)
 
     def change(line: str) -> tuple[str, int]:
-        said: list[str] = []  # as they stand; never holds a repeat, so that one look behind each word is enough
+        said: list[str] = []  # as they stand; never holds a repeat that counts: one look behind each word is enough
         cores: list[str] = []  # to compare: in small letters, without the mark behind
         count = 0
-        for word in line.split():
+        for word in _WORD.findall(line):
             said.append(word)
             cores.append(word.casefold().rstrip(_MARKS))
             length = _repeat_at_end(said, cores)
-            if length:
+            if length and (counted is None or counted.issuperset(cores[-length:])):
                 del said[-length:], cores[-length:]
                 said[-1] = word  # it may have the mark
                 count += 1

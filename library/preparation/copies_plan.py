@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from library.core.atomic_io import why_not_writable
 from library.core.errors import Problems
-from library.data.pictures.picture_kinds import is_picture_name, other_pictures, system_path
-from library.options.preparation import ResizeOptions
-from library.preparation.picture_folders import PictureFolder, list_folders
-from library.preparation.resizing import FolderOfCopies
+from library.core.wording import some_of
+from library.data.pictures.folders import Listing, list_folders, real_place
+from library.options.preparation import ResizeOptions, parse_resolutions
+from library.preparation.resizing import ENDINGS, FolderOfCopies, copy_name
 
+_NAMES_TOLD = 3
 _NEVER_COPIED = (".npz",)  # cached latents: those of the picture's own size
 
 
@@ -21,18 +23,21 @@ def plan_copies(options: ResizeOptions) -> list[FolderOfCopies]:
 
     Raises:
         UserError: with everything that is wrong: SRC is missing or holds no pictures, DST is SRC or lies where it would
-            be read or written as well, DST cannot be written to, two pictures would share a name.
+            be read or written as well, DST cannot be written to, two pictures would share a name, copies are there as
+            files of the other kind.
     """
     problems = Problems()
     source, target = Path(options.src_img_folder), Path(options.dst_img_folder)
-    folders = list_folders([options.src_img_folder], options.recursive, problems)
-    _check_places(source, target, options.recursive, problems)
+    endings = ("",) if options.copy_associated_files else ()
     planned = []
-    for folder in folders:
-        _check_stems(folder, problems)
-        beside = _files_beside(folder) if options.copy_associated_files else {}
-        place = target / os.path.relpath(folder.folder, source)
-        planned.append(FolderOfCopies(folder.folder, place, folder.names, beside))
+    for listing in list_folders([options.src_img_folder], options.recursive, problems, endings):
+        if listing.pictures:
+            _check_stems(listing, problems)
+            place = target / os.path.relpath(listing.folder, source)
+            planned.append(FolderOfCopies(listing.folder, place, listing.pictures, _files_beside(listing)))
+    _check_places(source, target, options.recursive, problems)
+    for folder in planned:
+        _check_other_kind(folder, options, problems)
     problems.raise_if_any()
     return planned
 
@@ -55,28 +60,42 @@ def _check_places(source: Path, target: Path, recursive: bool, problems: Problem
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.normcase(os.path.realpath(path)))
+    return Path(real_place(path))
 
 
-def _check_stems(folder: PictureFolder, problems: Problems) -> None:
+def _check_stems(listing: Listing, problems: Problems) -> None:
     """Copies are named by stems; names that differ in case alone are one on Windows and macOS."""
     known: dict[str, str] = {}
-    for name in folder.names:
+    for name in listing.pictures:
         first = known.setdefault(Path(name).stem.casefold(), name)
         if first != name:
             what = f"the copies of {first} and {name} would have the same name"
-            problems.add(what, str(folder.folder), "rename one of them, or take it out of the folder")
+            problems.add(what, str(listing.folder), "rename one of them, or take it out of the folder")
 
 
-def _files_beside(folder: PictureFolder) -> Mapping[str, Sequence[str]]:
-    """For stems of pictures the other files with that stem, sorted; no pictures, no cached latents, nothing hidden."""
-    stems = {Path(name).stem for name in folder.names}
-    pictures = set(other_pictures(folder.folder))
+def _check_other_kind(folder: FolderOfCopies, options: ResizeOptions, problems: Problems) -> None:
+    """A copy as PNG beside the same as JPEG would be trained twice."""
+    own, other = ENDINGS[options.save_as_png], ENDINGS[not options.save_as_png]
+    with suppress(OSError):  # no folder yet; one that cannot be read is told where it is written to
+        there = {os.path.normcase(name) for name in os.listdir(folder.target)}  # noqa: PTH208
+        found = [
+            name
+            for picture in folder.names
+            for resolution in parse_resolutions(options.max_resolution)
+            if os.path.normcase(name := copy_name(Path(picture).stem, resolution, other)) in there
+        ]
+        if found:
+            what = f"copies are there as {other}, which would be trained as well as those as {own}"
+            fix = f"name another DST, delete the {other} copies, or write {other} again"
+            problems.add(f"{what}: {some_of(found[:_NAMES_TOLD], len(found))}", str(folder.target), fix)
+
+
+def _files_beside(listing: Listing) -> Mapping[str, Sequence[str]]:
+    """For stems of pictures the other files with that stem, sorted; no cached latents."""
+    stems = {Path(name).stem for name in listing.pictures}
     found: dict[str, list[str]] = {}
-    with os.scandir(system_path(folder.folder)) as entries:
-        for entry in entries:
-            stem, ending = os.path.splitext(entry.name)  # noqa: PTH122
-            is_other = ending.lower() in _NEVER_COPIED or is_picture_name(entry.name) or entry.name in pictures
-            if stem in stems and not is_other and ending and not entry.is_dir(follow_symlinks=False):
-                found.setdefault(stem, []).append(entry.name)
-    return {stem: sorted(names) for stem, names in found.items()}
+    for name in sorted(listing.files):
+        stem, ending = os.path.splitext(name)  # noqa: PTH122
+        if stem in stems and ending and ending.lower() not in _NEVER_COPIED:
+            found.setdefault(stem, []).append(name)
+    return found

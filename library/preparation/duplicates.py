@@ -1,38 +1,41 @@
 """Pictures that are there more than once: the same file, the same pixels in another file, or a changed copy.
 
 Each group stands around the picture that deserves to stay. In it are the copies of that picture, and the copies of
-these that are still much like it: a chain of small changes never swallows a set, and no two pictures that stay are
-copies of each other. The hashes of a picture are compared with those of all others in one step (NumPy on packed bits),
-so nothing is kept for pairs.
+these that are still much like it; a picture that would be left alone stands with the one it is a copy of. A chain of
+small changes never swallows a set, and no two pictures that stay are copies of each other. The hashes of a picture are
+compared with those of all others in one step (NumPy on packed bits), so nothing is kept for pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from library.core.ahead import in_order
 from library.core.errors import Problem, Problems, UserError
 from library.core.sizes import Size
 from library.data.captions.caption_files import caption_files, read_caption
-from library.data.pictures.images import load_picture, read_size
+from library.data.pictures.folders import Listing, real_place
+from library.data.pictures.images import load_picture, load_pixels, read_size
 from library.data.pictures.picture_files import reason_of
+from library.preparation.details import is_edited, side_of_details
 from library.preparation.fingerprints import Codes, Pixels, Thumbnails, codes_of, mirrored, thumbnail_of
-from library.preparation.likeness import LOOSE, STRICT, Limits, Start, are_copies
-from library.preparation.picture_folders import PictureFolder, in_order
+from library.preparation.likeness import LOOSE, STRICT, Limits, Start, places_of_copies
 
 _MOST_DECODED = 1 << 26  # pixels of pictures whose pixels are compared one by one; larger ones count as near copies
 _WIDEST = 0.2  # difference of the logarithms of the proportions of copies; 10 % cut off one side make 0.1
 _STARTS = 3
+_PLACES = 2  # ways of two pictures to lie on each other that are looked at in detail
 _ALL_BITS = 64
 _DIGEST_BYTES = 16
 _READ_AT_ONCE = 1 << 20
@@ -112,7 +115,7 @@ class _Read:
     codes: Codes
 
 
-def find_duplicates(folders: Sequence[PictureFolder], search: Search) -> Found:
+def find_duplicates(folders: Iterable[Listing], search: Search) -> Found:
     """Reads all pictures once, and compares what is alike. Changes nothing.
 
     A file that several paths lead to counts once, under the first of them.
@@ -135,15 +138,24 @@ def find_duplicates(folders: Sequence[PictureFolder], search: Search) -> Found:
     return Found(len(files), groups, list(problems))
 
 
-def _each_once(folders: Sequence[PictureFolder]) -> Iterator[Path]:
-    seen: set[str] = set()
+def _each_once(folders: Iterable[Listing]) -> Iterator[Path]:
+    seen: set[object] = set()
     for folder in folders:
-        for name in folder.names:
+        for name in folder.pictures:
             path = folder.folder / name
-            place = os.path.normcase(os.path.realpath(path))
-            if place not in seen:
-                seen.add(place)
+            identity = _identity(path)
+            if identity not in seen:
+                seen.add(identity)
                 yield path
+
+
+def _identity(path: Path) -> object:
+    """The same for all names of one file, hard links too; with its length and date, as some shares number badly."""
+    try:
+        found = path.stat()
+    except OSError:  # told when it is read
+        return real_place(path)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if found.st_ino else real_place(path)
 
 
 def _bytes_of(path: Path) -> int:
@@ -183,6 +195,9 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
+_Like = tuple[Kind, int]  # how a picture is a copy, and of which
+
+
 class _Comparison:
     """The pictures in the order in which they deserve to stay, and arrays of what tells them apart."""
 
@@ -200,32 +215,51 @@ class _Comparison:
     def groups(self) -> list[Group]:
         """All groups, sorted by their first pictures as these were found."""
         free = np.ones(len(self._files), dtype=bool)
-        groups: list[tuple[int, Group]] = []
+        copies: dict[int, dict[int, _Like]] = {}
         for number in tqdm(range(len(self._files)), unit="picture", desc="comparing"):
-            if not free[number]:
-                continue
-            free[number] = False
-            kinds = self._copies_of(number, free)
-            if kinds:
-                ranks = sorted((self._rank[other], other) for other in kinds)
+            if free[number]:
+                free[number] = False
+                copies[number] = self._copies_of(number, free)
+        self._add_left(copies)
+        groups: list[tuple[int, Group]] = []
+        for number, found in copies.items():
+            if found:
+                ranks = sorted((self._rank[other], other) for other in found)
                 first = min(self._rank[number], ranks[0][0])
-                members = [(self._files[other], kinds[other]) for _, other in ranks]
+                members = [(self._files[other], found[other][0], self._files[found[other][1]]) for _, other in ranks]
                 groups.append((first, Group(self._files[number], _exact_ones_named(self._files[number], members))))
         return [group for _, group in sorted(groups, key=lambda item: item[0])]
 
-    def _copies_of(self, number: int, free: NDArray[np.bool_]) -> dict[int, Kind]:
+    def _add_left(self, copies: dict[int, dict[int, _Like]]) -> None:
+        """Puts pictures that stand alone to the group that took the picture they are a copy of.
+
+        No more follow from these: a chain of small changes ends here.
+        """
+        owners = {other: number for number, found in copies.items() for other in found}
+        if not owners:
+            return
+        taken = np.zeros(len(self._files), dtype=bool)
+        taken[list(owners)] = True
+        for number in [number for number, found in copies.items() if not found]:
+            for other in self._alike(number, taken):
+                kind = self._kind(number, other, STRICT)
+                if kind is not None:
+                    copies[owners[other]][number] = (kind, other)
+                    break
+
+    def _copies_of(self, number: int, free: NDArray[np.bool_]) -> dict[int, _Like]:
         """The copies of a picture, which are free no longer: direct ones, and their copies that are much like it."""
-        found: dict[int, Kind] = {}
+        found: dict[int, _Like] = {}
         for other in self._alike(number, free):
             kind = self._kind(number, other, STRICT)
             if kind is not None:
-                found[other] = kind
+                found[other] = (kind, number)
                 free[other] = False
         for between in list(found):
             for other in self._alike(between, free):
                 kind = self._kind(number, other, LOOSE) if self._kind(between, other, STRICT) else None
                 if kind is not None:
-                    found[other] = kind
+                    found[other] = (kind, number)
                     free[other] = False
         return found
 
@@ -253,14 +287,37 @@ class _Comparison:
 
     def _kind(self, number: int, other: int, limits: Limits) -> Kind | None:
         """How `other` is a copy; None when it is none after all."""
+        if self._files[number].digest is not None and self._files[number].digest == self._files[other].digest:
+            return Kind.NEAR  # named more exactly at the end
         distances = self._distances(number, slice(other, other + 1))[..., 0]
-        most = self._threshold if limits is STRICT else _ALL_BITS
-        first, second = (self._thumbnails.get(self._rank[one]) for one in (number, other))
-        if are_copies(first, second, _starts(distances[0], most), limits):
-            return Kind.NEAR
-        if len(distances) > 1 and are_copies(mirrored(first), second, _starts(distances[1], most), limits):
-            return Kind.MIRRORED
+        for turned, kind in enumerate((Kind.NEAR, Kind.MIRRORED)[: len(distances)]):
+            if self._is_copy(number, other, distances[turned], limits, turned=bool(turned)):
+                return kind
         return None
+
+    def _is_copy(self, number: int, other: int, distances: NDArray[np.uint8], limits: Limits, turned: bool) -> bool:
+        """Whether `other` shows the same as a picture, or as its mirror image when that was `turned`."""
+        first, second = (self._thumbnails.get(self._rank[one]) for one in (number, other))
+        starts = _starts(distances, self._threshold if limits is STRICT else _ALL_BITS)
+        places = places_of_copies(mirrored(first) if turned else first, second, starts, limits)
+        if limits is LOOSE:  # each is a copy of a third picture, and was compared with it in detail
+            return next(places, None) is not None
+        details: tuple[Pixels, Pixels] | None = None
+        for place in islice(places, _PLACES):
+            details = details or _details(self._files[number], self._files[other], turned)
+            if details is None or not is_edited(*details, place):
+                return True
+        return False
+
+
+def _details(first: PictureFile, second: PictureFile, turned: bool) -> tuple[Pixels, Pixels] | None:
+    """Two pictures as squares of one size, the first mirrored when it is `turned`; None when one is gone by now."""
+    side = side_of_details(first.size, second.size)
+    try:
+        own, others = (load_pixels(one.path, Size(side, side), (0, 0, side, side)) for one in (first, second))
+    except UserError:
+        return None
+    return mirrored(own) if turned else own, others
 
 
 def _starts(distances: NDArray[np.uint8], most: int) -> list[Start]:
@@ -275,13 +332,13 @@ def _worth(file: PictureFile) -> tuple[int, int, str]:
     return (-file.size.area, -file.length, file.path.as_posix())
 
 
-def _exact_ones_named(keep: PictureFile, members: Sequence[tuple[PictureFile, Kind]]) -> list[Copy]:
+def _exact_ones_named(keep: PictureFile, members: Sequence[tuple[PictureFile, Kind, PictureFile]]) -> list[Copy]:
     """The copies of a group; one that is exactly a picture in front of it is told as a copy of that one."""
-    sizes = Counter([keep.size, *(picture.size for picture, _ in members)])
+    sizes = Counter([keep.size, *(picture.size for picture, *_ in members)])
     files: dict[bytes, PictureFile] = {}
     pixels: dict[bytes, PictureFile] = {}
     copies = []
-    for picture, kind in [(keep, None), *members]:
+    for picture, kind, like in [(keep, None, keep), *members]:
         own_pixels = _pixel_digest(picture) if sizes[picture.size] > 1 else None
         same_file = files.setdefault(picture.digest, picture) if picture.digest else picture
         same_pixels = pixels.setdefault(own_pixels, picture) if own_pixels else picture
@@ -292,7 +349,7 @@ def _exact_ones_named(keep: PictureFile, members: Sequence[tuple[PictureFile, Ki
         elif same_pixels is not picture:
             copies.append(Copy(picture, Kind.SAME_PIXELS, same_pixels))
         else:
-            copies.append(Copy(picture, kind, keep))
+            copies.append(Copy(picture, kind, like))
     return copies
 
 

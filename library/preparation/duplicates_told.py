@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
-
-from PIL import Image
 
 from library.core.errors import UserError, printable
 from library.data.pictures.images import load_pixels
 from library.data.report.concerns import counted
 from library.data.report.report_page import language_of, text_of
 from library.data.report.report_style import STYLE
-from library.data.report.thumbnails import fitted
+from library.data.report.thumbnails import fitted, jpeg_of
 from library.preparation.duplicates import Copy, Found, Group, PictureFile, captions_of
+from library.preparation.results import PAGE_MARK
 
 MOST_THUMBNAILS = 1000  # some 8 kB each
-_JPEG_QUALITY = 78
 _STYLE = """
 .group{padding:14px 18px;margin:0 0 14px}
 .group .keep{outline:3px solid var(--good);outline-offset:2px}
@@ -85,6 +82,7 @@ def page_of(found: Found, extensions: Sequence[str]) -> str:
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{PAGE_MARK}\n"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Duplicates</title>\n<style>{STYLE}{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>Duplicates</h1>\n"
@@ -130,9 +128,7 @@ def _thumbnail(picture: PictureFile) -> str | None:
         pixels = load_pixels(picture.path, size, (0, 0, *size))
     except UserError:
         return None
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(jpeg_of(pixels)).decode()
 
 
 def _kind_of(copy: Copy, group: Group) -> str:

@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from library.core.errors import UserError
 from library.core.sizes import Size
 from library.data.pictures.images import load_pixels
 
@@ -85,7 +86,11 @@ class Thumbnails:
     """Many thumbnails in a temporary file, so that memory does not grow by 12 kB for each; used as a context."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__, and with it gone
+        """Raises UserError when there is no room or no right for the file."""
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by __exit__, and with it gone
+        except OSError as error:
+            raise _no_room(error) from error
         self._count = 0
 
     def __enter__(self) -> Thumbnails:
@@ -97,9 +102,18 @@ class Thumbnails:
         self._file.close()
 
     def add(self, thumbnail: Pixels) -> int:
-        """Keeps a thumbnail; its number."""
-        self._file.seek(self._count * thumbnail.nbytes)
-        self._file.write(thumbnail.tobytes())
+        """Keeps a thumbnail; its number.
+
+        Raises:
+            UserError: there is no room for it.
+        """
+        left = memoryview(thumbnail.tobytes())
+        try:
+            self._file.seek(self._count * len(left))
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise _no_room(error) from error
         self._count += 1
         return self._count - 1
 
@@ -108,3 +122,9 @@ class Thumbnails:
         length = THUMBNAIL * THUMBNAIL * 3
         self._file.seek(number * length)
         return np.frombuffer(self._file.read(length), dtype=np.uint8).reshape(THUMBNAIL, THUMBNAIL, 3)
+
+
+def _no_room(error: OSError) -> UserError:
+    what = f"small versions of the pictures cannot be kept there: {error.strerror or error}"
+    fix = f"{THUMBNAIL * THUMBNAIL * 3 / 1000:.0f} kB are needed for each picture: make room, or name another in TMPDIR"
+    return UserError.of(what, f"the temporary folder {tempfile.tempdir or ''}".rstrip(), fix)

@@ -14,7 +14,7 @@ mouth, by 50; different photographs correlate by 0.87 at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -23,15 +23,10 @@ from numpy.typing import NDArray
 
 from library.preparation.fingerprints import FLAT, THUMBNAIL, WINDOWS, Floats, Pixels, brightness
 
-LEAST_CORRELATION = 0.98
-_MOST_DIFFERENCE = (
-    7.0,
-    0.12,
-)  # of 255: mean of a part of 5 x 5 pixels; and times the standard deviation of the picture
 _PART = 5
 _SAME_FLAT = 3.0  # of 255
 _BLUR = 1.0  # pixels: evens out what resizing and compression do to details
-_EDGE = 3  # pixels without a meaning at the rim: beyond it one picture shows more than the other
+EDGE = 3  # pixels without a meaning at the rim: beyond it one picture shows more than the other
 _SATURATED = 250  # a brightened picture is cut off there
 _MOST_STRETCH = 0.17  # of the linear part of the alignment
 _MOST_SHIFT = 0.1  # of the side
@@ -64,10 +59,11 @@ STRICT = Limits(0.98, 7.0, 0.12)
 LOOSE = Limits(0.9, 21.0, 0.36)  # for two changed copies of a third picture, each changed in another way
 
 Start = tuple[bool, int]  # whether the second picture is the larger view, and the number of its window in the other
+Place = tuple[bool, Floats]  # whether the second picture is the larger view; from pixels of the smaller to the larger
 
 
-def are_copies(first: Pixels, second: Pixels, starts: Iterable[Start], limits: Limits) -> bool:
-    """Whether two thumbnails show the same picture.
+def places_of_copies(first: Pixels, second: Pixels, starts: Iterable[Start], limits: Limits) -> Iterator[Place]:
+    """The ways in which two thumbnails lie on each other and show the same picture; none where they do not.
 
     Args:
         first: uint8 (64, 64, 3).
@@ -76,12 +72,15 @@ def are_copies(first: Pixels, second: Pixels, starts: Iterable[Start], limits: L
             first shows; (True, n): the other way round.
         limits: what they may differ by.
     """
+    same = np.eye(2, 3, dtype=np.float32)
     is_flat = [thumbnail.std(axis=(0, 1)).max() < FLAT for thumbnail in (first, second)]
     if any(is_flat):
         means = first.mean(axis=(0, 1)) - second.mean(axis=(0, 1))
-        return all(is_flat) and bool(np.abs(means).max() <= _SAME_FLAT)
-    if _agree(first, second, np.eye(2, 3, dtype=np.float32), limits):
-        return True
+        if all(is_flat) and np.abs(means).max() <= _SAME_FLAT:
+            yield False, same
+        return
+    if _agree(first, second, same, limits):
+        yield False, same
     for is_reversed, window in starts:
         larger, smaller = (second, first) if is_reversed else (first, second)
         guess = _window(window)
@@ -89,8 +88,7 @@ def are_copies(first: Pixels, second: Pixels, starts: Iterable[Start], limits: L
             continue
         place = _aligned(brightness(larger), brightness(smaller), guess)
         if place is not None and _agree(larger, smaller, place, limits):
-            return True
-    return False
+            yield is_reversed, place
 
 
 def _window(number: int) -> Floats:
@@ -102,7 +100,7 @@ def _window(number: int) -> Floats:
 
 def _coarse_correlation(larger: Pixels, smaller: Pixels, place: Floats) -> float:
     """How well the colours of a few large cells agree, -1 to 1; an alignment costs twenty times as much."""
-    shown, seen = _warped(larger.astype(np.float32), place), smaller.astype(np.float32)
+    shown, seen = warped(larger.astype(np.float32), place), smaller.astype(np.float32)
     cells = [cv2.resize(one, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)[1:-1, 1:-1] for one in (shown, seen)]
     own, others = (np.asarray(one, dtype=np.float64).ravel() for one in cells)
     own, others = own - own.mean(), others - others.mean()
@@ -129,19 +127,19 @@ def _aligned(larger: Floats, smaller: Floats, place: Floats) -> Floats | None:
 
 def _agree(larger: Pixels, smaller: Pixels, place: Floats, limits: Limits) -> bool:
     """Whether nothing much is left when one is laid over the other at `place`, and its colours are fitted."""
-    shown, seen = _warped(_smooth(larger), place), _smooth(smaller)
+    shown, seen = warped(_smooth(larger), place), _smooth(smaller)
     common = _common(place)
     if common.mean() < _LEAST_COMMON:
         return False
-    fitted = _fitted(shown, seen, common)
-    if fitted is None:
+    adapted = fitted(shown, seen, common)
+    if adapted is None:
         return False
-    own, others = fitted[common].ravel(), seen[common].ravel()
+    own, others = adapted[common].ravel(), seen[common].ravel()
     contrast = float(others.std())
     if min(contrast, float(own.std())) < FLAT:
         return False
     correlation = float(np.corrcoef(own, others)[0, 1])
-    left = np.abs(fitted - seen).mean(axis=2)
+    left = np.abs(adapted - seen).mean(axis=2)
     left[~common] = 0
     worst = float(cv2.blur(left, (_PART, _PART)).max())
     return correlation >= limits.correlation and worst <= limits.difference + limits.by_contrast * contrast
@@ -151,19 +149,20 @@ def _smooth(thumbnail: Pixels) -> Floats:
     return np.asarray(cv2.GaussianBlur(thumbnail.astype(np.float32), (0, 0), _BLUR))
 
 
-def _warped(values: Floats, place: Floats) -> Floats:
-    return np.asarray(cv2.warpAffine(values, place, (THUMBNAIL, THUMBNAIL), flags=_WARP))
+def warped(values: Floats, place: Floats) -> Floats:
+    """What `values` (side, side) or (side, side, n) show at `place`, in the same size."""
+    return np.asarray(cv2.warpAffine(values, place, values.shape[:2], flags=_WARP))
 
 
 def _common(place: Floats) -> NDArray[np.bool_]:
     """(64, 64): which pixels both pictures show, without the rim of either."""
     inner = np.zeros((THUMBNAIL, THUMBNAIL), dtype=np.float32)
-    inner[_EDGE:-_EDGE, _EDGE:-_EDGE] = 1
-    both = _warped(inner, place) > 0.99
+    inner[EDGE:-EDGE, EDGE:-EDGE] = 1
+    both = warped(inner, place) > 0.99
     return both & (inner > 0)
 
 
-def _fitted(shown: Floats, seen: Floats, common: NDArray[np.bool_]) -> Floats | None:
+def fitted(shown: Floats, seen: Floats, common: NDArray[np.bool_]) -> Floats | None:
     """`shown` with the one gain and offset that bring it nearest to `seen`; None when these are no change of light."""
     own, others = shown[common].ravel(), seen[common].ravel()
     counts = (own < _SATURATED) & (others < _SATURATED)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +15,13 @@ from library.core.errors import Problems, printable
 from library.core.log import get_logger
 from library.core.wording import some_of
 from library.data.captions.caption_changes import split_tags
-from library.data.index.metadata import JOINT, Matches, PictureFinder, Place, from_root, is_full_path, match_keys
+from library.data.index.finder import PictureFinder, Place, from_root
+from library.data.index.metadata import JOINT, Matches, match_keys, told_from_here
+from library.data.index.within import is_full_path
+from library.data.pictures.folders import list_folders, real_place
 from library.options.preparation import MergeCaptionsOptions, MergeTagsOptions
 from library.preparation.metadata_file import check_output, read_entries, write_entries
-from library.preparation.texts_beside import Text, Texts, list_folders, read_texts
+from library.preparation.texts_beside import Text, Texts, read_texts
 
 log = get_logger(__name__)
 
@@ -37,11 +42,14 @@ _NORMALISED: Mapping[str, Callable[[str], str]] = MappingProxyType({"caption": s
 
 @dataclass
 class Counts:
-    """Entries of pictures with a text, by what became of them: made, given the field, given another text, kept."""
+    """Entries of pictures with a text, by what became of them: made, given the field, given another text, kept.
+
+    Of those that were given another text there are the keys.
+    """
 
     new: int = 0
     added: int = 0
-    changed: int = 0
+    changed: list[str] = dataclass_field(default_factory=list)
     same: int = 0
 
 
@@ -78,6 +86,9 @@ def merge_texts(field: str, options: MergeCaptionsOptions | MergeTagsOptions) ->
     backup = write_entries(out, entries)
     _tell_entries(matches, options, source)
     _tell_texts(texts, counts, options)
+    if source is not None:
+        old = backup if backup is not None and source.samefile(out) else source
+        _tell_changed(counts, field, old, set(matches.from_here))
     if was_there and backup is None:
         _say(f"{out} holds all of this already, and stays as it is")
     else:
@@ -111,7 +122,7 @@ def extend(
         elif field not in entry:
             counts.added += 1
         elif entry[field] != text:
-            counts.changed += 1
+            counts.changed.append(key)
         else:
             counts.same += 1
         entry[field] = text
@@ -134,7 +145,7 @@ def _unique_folders(named: Sequence[str]) -> dict[str, Path]:
     """Each folder once, however often and by whichever path it is named; by the first of its names."""
     found: dict[str, tuple[str, Path]] = {}
     for name in named:
-        found.setdefault(os.path.normcase(os.path.realpath(name)), (name, Path(name)))
+        found.setdefault(real_place(Path(name)), (name, Path(name)))
     return dict(found.values())
 
 
@@ -163,27 +174,24 @@ def _collect(
     problems: Problems,
 ) -> Texts:
     """The texts of all folders; the finder is told what lies there."""
-    seen: set[str] = set()
-    together = Texts()
+    named = []
     for name, top in tops.items():
-        if not name.strip() or (top.exists() and not top.is_dir()):
+        if name.strip() and top.is_file():
             problems.add(*_not_a_folder(name))
-            continue
-        known, listed = len(problems), len(seen)
-        listings = list(list_folders(from_root(top), options.caption_extension, options.recursive, seen, problems))
-        for listing in listings:
-            finder.know(listing.folder, listing.pictures)
-        if len(problems) > known or len(seen) == listed:  # a folder below one that was named before is taken already
-            continue
-        found = read_texts(listings, options.caption_extension, _NORMALISED[field], name, problems)
+        else:
+            named.append(from_root(top) if name.strip() else name)
+    ending, together = options.caption_extension, Texts()
+    listings = list(list_folders(named, options.recursive, problems, (ending,)))
+    for listing in listings:
+        finder.know(str(listing.folder), listing.pictures)
+    for top, below in groupby(listings, key=attrgetter("top")):
+        found = read_texts(list(below), ending, _NORMALISED[field], top, problems)
         for mine, more in zip(vars(together).values(), vars(found).values(), strict=True):
             mine += more
     return together
 
 
 def _not_a_folder(name: str) -> tuple[str, str, str]:
-    if not name.strip():
-        return "a folder without a name", "DIR", "name a folder; . is the one you are in"
     what = "this is a file; a folder of pictures is expected"
     if name.lower().endswith(".json"):
         return what, name, f"a metadata file to extend is given as --in_json {name}; the order is {_ORDER}"
@@ -197,11 +205,13 @@ def _tell_entries(matches: Matches, options: MergeCaptionsOptions | MergeTagsOpt
             f"{source}: {len(matches.missing)} entries have no picture, and stay as they are: {_some(matches.missing)}"
         )
         if not all(map(is_full_path, matches.missing)):
-            what += (
-                ". Keys that are no full paths count from the folder that is named; several folders need --full_path"
-            )
+            what += ". Keys that are no full paths count from the folder that is named, or from the working folder"
+            what += "" if options.full_path else "; several folders need --full_path"
         _warn(what)
-    relative = [key for key in matches.key_of.values() if not is_full_path(key)]
+    if matches.from_here:
+        _warn(f"{source}: {told_from_here(matches.from_here)}. They stay so; a training finds them from there alone")
+    from_here = set(matches.from_here)
+    relative = [key for key in matches.key_of.values() if not is_full_path(key) and key not in from_here]
     if options.full_path and relative:
         what = f"{len(relative)} entries keep keys that are no full paths: {_some(relative)}"
         _warn(f"{source}: {what}. A training finds them when it is told their folder (--train_data_dir)")
@@ -216,11 +226,30 @@ def _tell_texts(texts: Texts, counts: Counts, options: MergeCaptionsOptions | Me
     if texts.longer:
         what = f"{len(texts.longer)} {ending} files hold more than one line, of which the first counts, as in training"
         _warn(f"{what}: {_some(texts.longer)}")
+    if texts.shared:
+        _warn(f"{len(texts.shared)} {ending} files belong to several pictures of one name: {_some(texts.shared)}")
+    if texts.orphans:
+        _warn(f"{len(texts.orphans)} {ending} files have no picture: {_some(texts.orphans)}")
     without = sum(text is None for _, text in texts.found)
     _say(
-        f"{len(texts.found)} pictures: {counts.new} new entries, {counts.added} extended, {counts.changed} changed, "
-        f"{counts.same} the same, {without} pictures without text"
+        f"{len(texts.found)} pictures: {counts.new} new entries, {counts.added} extended, "
+        f"{len(counts.changed)} changed, {counts.same} the same, {without} pictures without text"
     )
+
+
+def _tell_changed(counts: Counts, field: str, old: Path, from_here: Container[str]) -> None:
+    """Which texts another one replaced: where keys do not name their folder, those of another folder do."""
+    changed = counts.changed
+    if not changed:
+        return
+    total = len(changed) + counts.same
+    what = f"{len(changed)} of {total} entries that had {field} got other {field} instead: {_some(changed)}"
+    what += f" (what they had stands in {old})"
+    if not all(is_full_path(key) or key in from_here for key in changed):
+        what = f"MOST TEXTS WERE REPLACED: {what}" if 2 * len(changed) > total else what
+        what += ". Where this is another folder than before, texts of pictures of the same name took each other's "
+        what += "place: merge each folder with --full_path, into a new file"
+    _warn(what)
 
 
 def _some(names: Sequence[str]) -> str:

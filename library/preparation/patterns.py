@@ -1,4 +1,7 @@
-"""Which tags a rule means: whole tags in any case, an underscore like a blank, * and ** for what may differ."""
+"""Which tags a rule means: whole tags in any case, an underscore like a blank, * and ** for what may differ.
+
+And what no rule means: words that somebody taught a model, such as <my_cat>, which stand between < and >.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from functools import lru_cache
 from library.data.captions.caption_changes import split_tags
 
 WILDCARD = "*"
+PLACEHOLDER = "<[^<>]*+>"  # <my_cat>, <lora:my_cat:0.8>: a name, whatever words it is made of
 
 _ESCAPED_BRACKET = re.compile(r"\\([()\[\]])")
+_PLACEHOLDERS = re.compile(f"({PLACEHOLDER})")
 _PARTS = re.compile(r"\*+|[^*]")
 _HOLDS_NO_COMMA = re.compile(r"\\[\\()\[\]]|\([^()\[\],\\]*\)|\[[^()\[\],\\]*\]")  # escaped brackets, and pairs
 REMEMBERED = 1 << 16  # tags repeat from picture to picture; names of characters alone are tens of thousands
@@ -32,6 +37,14 @@ def tags_in(line: str) -> list[str]:
     return [tag for tag in (piece.strip() for piece in line.split(",")) if tag]
 
 
+def outside_placeholders(text: str, change: Callable[[str], str]) -> str:
+    """The text, changed but for what stands between < and >."""
+    if "<" not in text:
+        return change(text)
+    pieces = _PLACEHOLDERS.split(text)  # every other one is a placeholder
+    return "".join(piece if number % 2 else change(piece) for number, piece in enumerate(pieces))
+
+
 def tag_test(patterns: Iterable[str], exceptions: Iterable[str] = ()) -> Callable[[str], bool]:
     """A question to a tag: does it fit one of the patterns, and none of the exceptions?
 
@@ -39,7 +52,7 @@ def tag_test(patterns: Iterable[str], exceptions: Iterable[str] = ()) -> Callabl
         patterns: whole tags. `*` stands for any letters of one word, none included, `**` for any letters and blanks.
         exceptions: patterns as well.
     """
-    wanted, unwanted = _Patterns(patterns), _Patterns(exceptions)
+    wanted, unwanted = Patterns(patterns), Patterns(exceptions)
 
     @lru_cache(maxsize=REMEMBERED)
     def test(tag: str) -> bool:
@@ -49,7 +62,7 @@ def tag_test(patterns: Iterable[str], exceptions: Iterable[str] = ()) -> Callabl
     return test
 
 
-class _Patterns:
+class Patterns:
     """Patterns of which one must fit: those without wildcards are looked up."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -58,6 +71,7 @@ class _Patterns:
         self._wild = tuple(_WildPattern(key) for key in keys if WILDCARD in key)
 
     def fit(self, key: str) -> bool:
+        """Whether one of them fits a tag, given by its `tag_key`."""
         return key in self._whole or any(pattern.fits(key) for pattern in self._wild)
 
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from library.core.ahead import in_order
 from library.core.atomic_io import remove_left_overs, write_whole
 from library.core.errors import Problem, Problems, UserError, once_begun
 from library.core.sizes import Size
 from library.data.pictures.images import Picture, check_image, examine, load_picture, read_size
 from library.data.pictures.picture_files import DECODE_ERRORS, WHOLE_PIXELS, RefusedPictureError, open_picture
-from library.preparation.picture_folders import in_order
 
 Pixels = NDArray[np.uint8]
 
@@ -39,6 +39,7 @@ _FILTERS = {
     "lanczos4": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+ENDINGS = (".jpg", ".png")  # of copies; the second of PNG
 _LONGEST_JPEG = 65_500  # pixels, of libjpeg
 _RIPPLING = ("cubic", "lanczos4")  # would let a little through where a picture is transparent
 # EXIF tags of the main directory that name no place: description, maker, model, software, date, artist, copyright.
@@ -57,7 +58,7 @@ class Resizing:
 
     @property
     def ending(self) -> str:
-        return ".png" if self.as_png else ".jpg"
+        return ENDINGS[self.as_png]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class FolderOfCopies:
     beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-WRITTEN, STAYED, OWN_SIZE, WHITENED = "written", "stayed", "own size", "whitened"
+WRITTEN, STAYED, OLDER, OWN_SIZE, WHITENED = "written", "stayed", "older", "own size", "whitened"
 BESIDE, BESIDE_STAYED, BESIDE_DIFFERS, BESIDE_FAILED = "beside", "beside stayed", "beside differs", "beside failed"
 
 
@@ -87,7 +88,8 @@ class Copied:
 
     Attributes:
         counts: of files. `WRITTEN`, `STAYED`: copies; of the written ones, `OWN_SIZE` were not larger than their
-            resolution. `WHITENED`: pictures that lost their transparency. `BESIDE…`: the same of files beside them.
+            resolution; of those that stayed, `OLDER` are older than their pictures. `WHITENED`: pictures that lost
+            their transparency. `BESIDE…`: the same of files beside them.
         failed: why something is missing.
     """
 
@@ -175,6 +177,8 @@ def _copy_one(folder: FolderOfCopies, name: str, how: Resizing) -> tuple[Mapping
         if is_there is not None:
             (there if is_there else todo).append(resolution)
     counts[STAYED] = len(there)
+    names = (copy_name(path.stem, resolution, how.ending) for resolution in there)
+    counts[OLDER] = sum(_is_older(folder.target / name, path) for name in names)
     picture = problems.attempt(partial(_read, path, size, todo)) if todo else None
     if picture is not None:
         exif = _harmless_exif(path)
@@ -216,6 +220,10 @@ def _is_there(path: Path, size: Size, resolution: Size, target: Path, how: Resiz
         what = f"there is a picture of {found.size} where the copy would have {wanted}"
         raise UserError.of(what, str(target), "--overwrite writes it anew; or name another DST")
     return True
+
+
+def _is_older(copy: Path, picture: Path) -> bool:
+    return copy.stat().st_mtime_ns < picture.stat().st_mtime_ns
 
 
 def _read(path: Path, size: Size, resolutions: Sequence[Size]) -> Picture:

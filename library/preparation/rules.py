@@ -133,6 +133,28 @@ def _condition(value: Any) -> tuple[str, ...]:
     return found
 
 
+def _one_thing(value: Any) -> str | tuple[str, ...]:
+    """A pattern, or several that say one thing."""
+    found: tuple[str, ...] = _list_of(_pattern)(value) if isinstance(value, list) else ()
+    return found or _pattern(value)
+
+
+def _word(value: Any) -> str:
+    text = _phrase(value)
+    if len(text.split()) > 1:
+        raise ValueError(f"{text!r} is more than one word; write each in quotes of its own")
+    return text
+
+
+def _any_or_words(value: Any) -> tuple[str, ...] | None:
+    """Words, or None for any."""
+    if isinstance(value, list):
+        words: tuple[str, ...] = _list_of(_word)(value)
+        return words
+    _switched_on(value)
+    return None
+
+
 def _pairs(read: Callable[[Any], str], key_of: Callable[[str], str]) -> Callable[[Any], dict[str, str]]:
     """Old texts with new ones; `key_of` tells which old ones are the same."""
 
@@ -170,7 +192,7 @@ _TAG_ACTIONS: Mapping[str, _Key] = MappingProxyType(
         "underscores_to_blanks": _ON,
         "replace": _Key(_pairs(_pattern, tag_key), '{ "gray hair" = "grey hair" }'),
         "remove": _PATTERNS,
-        "remove_if_several": _Key(_list_of(_list_of(_pattern)), '[["* hair"], ["* eyes"]]'),
+        "remove_if_several": _Key(_list_of(_list_of(_one_thing)), '[["* hair"], ["* eyes"]]'),
         "remove_covered": _ON,
         "deduplicate": _ON,
     }
@@ -182,7 +204,7 @@ _CAPTION_ACTIONS: Mapping[str, _Key] = MappingProxyType(
         "replace": _Key(_pairs(_phrase, _phrase_key), '{ "woman" = "girl" }'),
         "remove": _PHRASES,
         "remove_start": _PHRASES,
-        "remove_repeats": _ON,
+        "remove_repeats": _Key(_any_or_words, '["a", "the"]'),
         "remove_full_stop": _ON,
     }
 )
@@ -231,11 +253,12 @@ def _caption_rule(values: Mapping[str, Any], action: str) -> CaptionRule:
         change = caption_actions.remove(value)
     elif action == "remove_start":
         change = caption_actions.remove_start(value)
+    elif action == "remove_repeats":
+        change = caption_actions.remove_repeats(value)
     else:
         switched = {
             "tidy": caption_actions.tidy,
             "lower_case": caption_actions.lower_case,
-            "remove_repeats": caption_actions.remove_repeats,
             "remove_full_stop": caption_actions.remove_full_stop,
         }
         change = switched[action]()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from library.preparation.patterns import REMEMBERED, tag_key, tag_test, tags_in
+from library.preparation.patterns import REMEMBERED, Patterns, outside_placeholders, tag_key, tag_test, tags_in
 
 Change = Callable[[list[str]], tuple[list[str], int]]
 
@@ -34,17 +34,20 @@ def tidy() -> TagAction:
 
 
 def lower_case(exceptions: Sequence[str]) -> TagAction:
-    """Small letters."""
+    """Small letters, but within < and >."""
     leaves = tag_test(exceptions)
-    return _each_tag(lambda tag: tag if leaves(tag) else tag.lower())
+    return _each_tag(lambda tag: tag if leaves(tag) else outside_placeholders(tag, str.lower))
 
 
 def underscores_to_blanks(exceptions: Sequence[str]) -> TagAction:
-    """Blanks for underscores, but for faces such as ^_^, which the exceptions list."""
+    """Blanks for underscores, but within < and >, and in faces such as ^_^, which the exceptions list."""
     leaves = tag_test(exceptions)
 
     def with_blanks(tag: str) -> str:
-        return tag if "_" not in tag or leaves(tag) else " ".join(tag.replace("_", " ").split()) or tag
+        if "_" not in tag or leaves(tag):
+            return tag
+        new = outside_placeholders(tag, lambda text: text.replace("_", " "))
+        return (" ".join(new.split()) or tag) if new != tag else tag
 
     return _each_tag(with_blanks)
 
@@ -70,25 +73,32 @@ def remove(patterns: Sequence[str], exceptions: Sequence[str]) -> TagAction:
     return TagAction(lambda tags: _without(tags, fits), fits)
 
 
-def remove_if_several(families: Sequence[Sequence[str]], exceptions: Sequence[str]) -> TagAction:
-    """Takes out all tags of a family that has more than one: of several persons nobody knows who has which.
+def remove_if_several(families: Sequence[Sequence[str | Sequence[str]]], exceptions: Sequence[str]) -> TagAction:
+    """Takes out all tags of a family that says more than one thing: of several persons nobody knows who has which.
 
-    A tag belongs to the first family that it fits.
+    Args:
+        families: patterns. Each tag says a thing of its own, but those of an inner list say one: "long hair" and "very
+            long hair". A tag belongs to the first family that it fits.
+        exceptions: patterns of tags that belong to none.
     """
-    tests = [tag_test(family, exceptions) for family in families]
+    tests = [tag_test(_all_patterns(family), exceptions) for family in families]
+    lists = [[Patterns(item) for item in family if not isinstance(item, str)] for family in families]
 
     @lru_cache(maxsize=REMEMBERED)
-    def family_of(tag: str) -> int | None:
-        return next((number for number, fits in enumerate(tests) if fits(tag)), None)
+    def said_by(tag: str) -> tuple[int, int | str] | None:
+        """The family of a tag, and what it says: the number of an inner list, or itself."""
+        family = next((number for number, fits in enumerate(tests) if fits(tag)), None)
+        if family is None:
+            return None
+        key = tag_key(tag)
+        return family, next((number for number, names in enumerate(lists[family]) if names.fit(key)), key)
 
     def change(tags: list[str]) -> tuple[list[str], int]:
-        members: dict[int | None, set[str]] = defaultdict(set)
-        for tag in tags:
-            members[family_of(tag)].add(tag_key(tag))
-        unclear = {family for family, keys in members.items() if family is not None and len(keys) > 1}
-        return _without(tags, lambda tag: family_of(tag) in unclear)
+        things = {thing for thing in map(said_by, tags) if thing is not None}
+        counts = Counter(family for family, _ in things)
+        return _without(tags, lambda tag: (thing := said_by(tag)) is not None and counts[thing[0]] > 1)
 
-    return TagAction(change, lambda tag: family_of(tag) is not None)
+    return TagAction(change, lambda tag: said_by(tag) is not None)
 
 
 def remove_covered(exceptions: Sequence[str]) -> TagAction:
@@ -146,6 +156,10 @@ def _each_tag(change_one: Callable[[str], str]) -> TagAction:
         return new, sum(a != b for a, b in zip(tags, new, strict=True))
 
     return TagAction(change, lambda tag: change_one(tag) != tag)
+
+
+def _all_patterns(family: Sequence[str | Sequence[str]]) -> list[str]:
+    return [pattern for item in family for pattern in ([item] if isinstance(item, str) else item)]
 
 
 def _without(tags: list[str], fits: Callable[[str], bool]) -> tuple[list[str], int]:

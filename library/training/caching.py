@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
+from library.core.errors import printable
 from library.core.log import get_logger
 from library.data.cache.disk_latents import DiskLatentStore, LatentFiles, Reuse, VaeWork, fill_disk_store
 from library.data.cache.entry_paths import EntryPaths, remove_temporaries
 from library.data.cache.filling import Processes, Progress, describe_redone
 from library.data.cache.latents import fill_memory_store
 from library.data.cache.mirrored import with_foreign_mirrors
+from library.data.cache.other_vae import file_of_other_vae
 from library.data.cache.text_states import EncodeCaption, TextFiles, fill_disk_texts, fill_memory_texts
 from library.data.dataset import LatentStore, TextStore
 from library.data.index.index import ImageIndex
@@ -85,8 +87,18 @@ def fill_latent_files(
         UserError: when a picture cannot be read or encoded, or an entry cannot be written.
     """
     _clear_left_overs(files.views.index, accelerator)
+    _tell_other_vae(files, accelerator)
     with _bar("caching latents", "picture", accelerator) as progress:
         return fill_disk_store(files, encoder, workers, _processes(accelerator), progress, ahead)
+
+
+def _tell_other_vae(files: LatentFiles, accelerator: Accelerator) -> None:
+    """In time to stop: what hours have made is replaced by a VAE that was forgotten, or named by mistake."""
+    if accelerator.is_main_process and (path := file_of_other_vae(files)):
+        what = "latents beside the pictures were made with another VAE, and are encoded anew and replaced"
+        fix = "to keep them, stop, and name the VAE that made them (--vae)"
+        log.warning("%s", printable(f"{what}, such as {path}; {fix}"))
+    accelerator.wait_for_everyone()  # until it has looked, nobody replaces a file
 
 
 def latent_lines(reuse: Reuse, index: ImageIndex, precision: str) -> list[str]:

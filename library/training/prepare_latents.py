@@ -22,7 +22,7 @@ from library.preparation.metadata_file import write_entries
 from library.training.caching import fill_latent_files, latent_lines
 from library.training.checks.preparation import Preparation
 from library.training.latents import LatentEncoder
-from library.training.prepared import PREPARED, VAE_PRECISION_OF, describe_preparation
+from library.training.prepared_way import PREPARED, VAE_PRECISION_OF, describe_preparation
 from library.training.runtime import end_runtime, start_runtime
 
 log = get_logger(__name__)
@@ -65,7 +65,7 @@ def prepare_latents(found: Preparation) -> None:
             for line in bucket_table(found.placements):
                 print(line)
     end_runtime(accelerator)  # the others stay until the file is written
-    if index.left_out:
+    if index.left_out and accelerator.is_main_process:  # of several processes one says it
         raise Incomplete(index.left_out, end="the other pictures are prepared")
 
 

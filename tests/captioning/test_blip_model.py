@@ -125,8 +125,9 @@ def test_a_pickle_runs_nothing(folder: Path, tmp_path: Path, in_zip: bool) -> No
         torch.save(trap, folder / "pytorch_model.bin")
     else:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(trap, protocol=2))
-    with pytest.raises(UserError, match="its weights cannot be read"):
+    with pytest.raises(UserError, match=r"hold more than weights, and are not opened\n.*safetensors") as caught:
         load(folder)
+    assert "weights_only" not in str(caught.value)  # torch's advice how to run it
     assert not (tmp_path / "sprung").exists()
 
 
@@ -160,6 +161,16 @@ def _not_a_number(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def _words_of(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", text_config={**config["text_config"], **values})
+
+
+def _a_page(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"<!DOCTYPE html>")
+
+
 def _no_words(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -175,6 +186,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "of another size": (_wider, "6 weights are missing or of another size .*intermediate"),
     "no number": (_not_a_number, "post_layernorm"),
     "cut off": (lambda folder: os.truncate(folder / WEIGHTS, 1000), "its weights cannot be read"),
+    "a web page": (_a_page, "weights are in no form that torch knows"),
+    "no beginning": (lambda folder: _words_of(folder, bos_token_id=None), "bos_token_id .* got None|config.json"),
+    "beginning below all": (lambda folder: _words_of(folder, bos_token_id=-1), "bos_token_id .* got -1"),
+    "beginning beyond all": (lambda folder: _words_of(folder, bos_token_id=10**6), "bos_token_id .* got 1000000"),
+    "no end": (lambda folder: _words_of(folder, sep_token_id=None), "sep_token_id .* got None|config.json"),
+    "filled with nothing": (lambda folder: _words_of(folder, pad_token_id=-1), "pad_token_id .* got -1"),
     "no words": (_no_words, "tokenizer"),
     "broken words": (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
     "words of another model": (_other_words, "is not that of the model|does not know"),

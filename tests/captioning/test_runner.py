@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -98,6 +96,16 @@ def test_a_second_run_keeps_all_and_overwriting_does_all_anew(tmp_path: Path) ->
     assert texts_in(tmp_path)["001.txt"] == expected(tmp_path, "001.png")
 
 
+@pytest.mark.parametrize("appends", [False, True])
+def test_a_text_with_nothing_to_read_is_written(tmp_path: Path, appends: bool) -> None:
+    make_pictures(tmp_path, numbered(3))
+    (tmp_path / "000.txt").touch()
+    (tmp_path / "001.txt").write_bytes(b"\xef\xbb\xbf \r\n")
+    outcome = run(work_in(tmp_path, appends=appends), ColourDescriber(), 2, 2)
+    assert (outcome.written, outcome.kept) == (3, 0)
+    assert texts_in(tmp_path) == {f"{name[:-4]}.txt": expected(tmp_path, name) for name in numbered(3)}
+
+
 class Meddling(ColourDescriber):
     """Another process writes a text for the first picture while this one describes it."""
 
@@ -185,6 +193,8 @@ def test_an_empty_text_is_not_written_but_told(tmp_path: Path, said: str) -> Non
     assert (outcome.kept, len(outcome.failed)) == (1, 1)
     outcome = run(work_in(tmp_path, overwrite=True), Saying(said), 2, 1)
     assert texts_in(tmp_path) == {"000.txt": "old\n"} and len(outcome.failed) == 2
+    said_of = ["nothing is to be said of it; the old text stays", "nothing is to be said of it"]
+    assert [problem.what for problem in outcome.failed] == said_of
 
 
 # --- bad pictures -----------------------------------------------------------------------------------------------------
@@ -298,29 +308,6 @@ def test_texts_never_come_to_the_wrong_picture(tmp_path: Path) -> None:
     assert texts_in(tmp_path) == {f"{name[:-4]}.txt": expected(tmp_path, name) for name in numbered(5)}
 
 
-# --- files that cannot be written -------------------------------------------------------------------------------------
-
-
-def test_one_text_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    make_pictures(tmp_path, numbered(12))
-    for number in (2, 5, 6, 9, 11):
-        (tmp_path / f"{number:03}.txt").mkdir()
-    outcome = run(work_in(tmp_path), ColourDescriber(), 2, 1)
-    assert (outcome.written, len(outcome.failed)) == (7, 5)
-    assert outcome.failed[0].where == str(tmp_path / "002.txt") and "cannot be written" in outcome.failed[0].what
-
-
-@pytest.mark.parametrize("count", [5, 30])
-def test_a_disk_that_takes_nothing_ends_the_run(tmp_path: Path, count: int) -> None:
-    make_pictures(tmp_path, numbered(count))
-    for number in range(count):
-        (tmp_path / f"{number:03}.txt").mkdir()
-    with pytest.raises(UserError) as raised:
-        run(work_in(tmp_path), ColourDescriber(), 2, 1)
-    assert "texts in a row could not be written" in str(raised.value) and raised.value.had_begun
-    assert os.strerror(errno.EISDIR) in str(raised.value)
-
-
 class Slow(ColourDescriber):
     """Takes its time, and looks what is there."""
 
@@ -386,6 +373,27 @@ def test_runs_that_are_killed_and_started_again_give_the_files_of_a_clean_run(tm
     assert texts_in(killed) == texts_in(clean)
 
 
+@pytest.mark.parametrize("texts", [5, 40])
+def test_texts_are_added_once_though_the_run_was_killed(tmp_path: Path, texts: int) -> None:
+    (tmp_path / "run.py").write_text(RUN.replace("TextKind.TAGS)", "TextKind.TAGS, appends=True)"))
+    command = [sys.executable, str(tmp_path / "run.py")]
+    settings = {**environment(), "PYTHONPATH": str(ROOT)}
+    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    for folder in (clean, killed):
+        make_pictures(folder, numbered(120))
+        for number in range(0, 120, 2):
+            (folder / f"{number:03}.txt").write_text("solo\n")
+    run(work_in(clean, appends=True), ColourDescriber(), 3, 2)
+    process = subprocess.Popen([*command, str(killed)], env=settings, stderr=subprocess.DEVNULL)
+    while len(list(killed.glob("[0-9]*.txt"))) < 60 + texts and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    result = subprocess.run([*command, str(killed)], env=settings, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    assert texts_in(killed) == texts_in(clean) and texts_in(clean)["000.txt"].count("colour") == 1
+
+
 # --- memory, telling --------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +414,40 @@ def test_few_pictures_are_decoded_ahead(tmp_path: Path) -> None:
     assert taken == 50 and decoded <= 57
 
 
+class Waiting(ColourDescriber):
+    """Describes a batch only once a picture of the next one has been decoded."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self._last, self.waited_in_vain = last, 0
+        self._read = {name: threading.Event() for name in numbered(100)}
+
+    def read(self, path: Path) -> Decoded:
+        picture = super().read(path)
+        self._read[path.name].set()
+        return picture
+
+    def describe(self, pictures: Sequence[Decoded], paths: Sequence[Path]) -> Sequence[str]:
+        if paths[-1].name != self._last:
+            coming = f"{int(paths[-1].stem) + 1:03}.png"
+            self.waited_in_vain += not self._read[coming].wait(20)
+        return super().describe(pictures, paths)
+
+
+@pytest.mark.parametrize(("size", "threads"), [(1, 1), (4, 2)])
+def test_pictures_are_decoded_while_the_model_works(tmp_path: Path, size: int, threads: int) -> None:
+    make_pictures(tmp_path, numbered(20))
+    describer = Waiting(numbered(20)[-1])
+    assert run(work_in(tmp_path), describer, size, threads).written == 20
+    assert len(describer.batches) == 20 // size and describer.waited_in_vain == 0
+
+
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(tmp_path, numbered(7))
+    run(work_in(tmp_path), ColourDescriber(), 3, 1)
+    assert "100%" in (told := capsys.readouterr().err) and "7/7" in told
+
+
 def test_counts_are_told_and_what_failed_is_incomplete(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         tell(Outcome(12, 3, ()))
@@ -415,4 +457,5 @@ def test_counts_are_told_and_what_failed_is_incomplete(caplog: pytest.LogCapture
     assert "written 1, kept 0, failed 25" in caplog.text
     told = format_incomplete(raised.value)
     assert "19.png" in told and "20.png" not in told and "5 more pictures" in told
-    assert told.startswith("all pictures were gone through, but")
+    assert told.startswith("all pictures were gone through, but 25 things could not be done")
+    assert "they got no new text either; where there is an old one, it stays" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,40 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     folder_of(tmp_path, "model.onnx", "tags.txt")
     with pytest.raises(UserError, match="put there by hand"):
         find_place(TaggerOptions(model_dir=str(tmp_path), force_download=True), {"force_download"})
+
+
+def test_a_file_is_no_folder_of_taggers(tmp_path: Path) -> None:
+    model = folder_of(tmp_path, "model.onnx", "tags.txt") / "model.onnx"
+    for given in ({"model_dir"}, {"model_dir", "repo_id"}):
+        with pytest.raises(UserError, match=r"is a file, not a folder\n.*name the folder it lies in"):
+            find_place(TaggerOptions(model_dir=str(model)), given)
+
+
+def test_a_folder_with_something_else_is_not_filled(tmp_path: Path) -> None:
+    """A model of another kind was meant, or another folder; what is there already counts, and so does what was cut."""
+    folder_of(tmp_path, "config.json", "model.safetensors")
+    options, given = TaggerOptions(model_dir=str(tmp_path)), {"model_dir"}
+    with pytest.raises(UserError, match="holds files, but no tagger"):
+        find_place(options, given)
+    assert find_place(options, {"model_dir", "repo_id"}).repo_id == DEFAULT_TAGGER
+    folder_of(tmp_path / DEFAULT_TAGGER.replace("/", "_"), "model.onnx.0123.part")
+    assert find_place(options, given).repo_id == DEFAULT_TAGGER
+
+
+def test_the_usual_tagger_is_announced_where_the_folder_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tests run with HF_HUB_OFFLINE, so that nothing is fetched."""
+    logging.getLogger("sd_atelier").propagate = True
+    caplog.set_level(logging.INFO, "sd_atelier")
+    top = tmp_path / "wd14_tager_model"
+    options = TaggerOptions(model_dir=str(top))
+    for given in ({"model_dir", "repo_id"}, {"model_dir"}):
+        assert not caplog.messages
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+            bring_tagger(find_place(options, given), False)
+    assert caplog.messages[0].startswith(f"no tagger lies in {top}: {DEFAULT_TAGGER} of the Hub is put into {top}")
+    caplog.clear()
+    folder_of(top / DEFAULT_TAGGER.replace("/", "_"), "model.onnx", "selected_tags.csv")
+    bring_tagger(find_place(options, {"model_dir"}), False)
+    assert not caplog.messages

@@ -265,13 +265,21 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tag_model, "open_onnx", lambda path, fix: replace(open_onnx(path, fix), on_card=True))
 
 
+@pytest.mark.parametrize("family", Family)
 def test_a_card_gets_batches_of_one_size(
-    tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    tmp_path: Path,
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    told: pytest.LogCaptureFixture,
+    family: Family,
 ) -> None:
     as_on_a_card(monkeypatch)
-    found = opened(tmp_path / "m.onnx", WD_SHAPE, batch_size=3).confidences(pictures)
+    is_wd = family is Family.WD
+    model = opened(tmp_path / "m.onnx", replace(WD_SHAPE, scale=1 / 255 if is_wd else 1.0), family, batch_size=3)
+    assert [len(part) for part in model._parts(pictures)] == [3, 3, 2]
+    found = model.confidences(pictures)
     assert found.shape == (8, COUNT)
-    assert np.abs(found - by_hand(pictures, bgr=True)).max() < 2e-6
+    assert np.abs(found - by_hand(pictures, bgr=is_wd)).max() < 2e-6
     assert "at once are too much" not in told.text
 
 

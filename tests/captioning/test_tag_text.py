@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -111,10 +112,23 @@ def test_a_tag_that_would_become_two_others() -> None:
 
 
 def test_unknown_names_are_told_with_the_nearest_valid_one() -> None:
-    found = problems(undesired_tags="lng_hair", always_first_tags="xyzxyz", tag_replacement="saber (fat),x")
-    assert found["--undesired_tags"] == ("the tagger knows no tag 'lng_hair'", "did you mean long_hair?")
-    assert found["--tag_replacement"][1] == "did you mean saber_(fate)?"
-    assert "did you mean" not in found["--always_first_tags"][1]
+    found = problems(tag_replacement="saber (fat),x;qqqq,y")["--tag_replacement"]
+    assert found[0] == "the tagger knows no tag 'qqqq'" and "did you mean" not in found[1]
+    found = problems(tag_replacement="saber (fat),x")["--tag_replacement"]
+    assert found == ("the tagger knows no tag 'saber_(fat)'", "did you mean saber_(fate)?")
+
+
+def test_one_list_may_serve_several_taggers(caplog: pytest.LogCaptureFixture) -> None:
+    """What is undesired, or first where it is found, may be unknown: the wish is fulfilled by itself."""
+    caplog.set_level(logging.WARNING, "sd_atelier")
+    logging.getLogger("sd_atelier").propagate = True
+    many = ",".join(f"qqqq{number}" for number in range(20))
+    found = line(ALL, undesired_tags="lng_hair, 1girl", always_first_tags=f"xyz\x1b, miku, {many}")
+    assert found == "miku, long_hair, ^_^, (o)_(o), saber_(fate)"
+    told = list(dict.fromkeys(caplog.messages))  # caught twice where another test left a handler
+    assert told[0] == "--undesired_tags: this tagger has no tag lng_hair (did you mean long_hair?)"
+    assert told[1].startswith("--always_first_tags: this tagger has no tag xyz\\x1b, qqqq0, ")
+    assert told[1].endswith(" and 16 more") and len(told) == 2
 
 
 def test_options_that_exclude_one_another() -> None:
@@ -166,8 +180,20 @@ def test_another_separator() -> None:
 
 
 def test_appending_keeps_the_old_tags_in_front_and_writes_each_once() -> None:
-    assert joined_tags("cat , 1girl,long hair, cat", "1girl, long_hair, sky", ", ") == "cat, 1girl, long hair, sky"
-    assert joined_tags("1girl , rating:safe , ", "solo", ", ") == "1girl, rating:safe, solo"  # DeepDanbooru's own files
+    assert joined_tags("cat , 1girl,long hair, cat", "1girl, long_hair, sky", ", ") == (
+        "cat , 1girl,long hair, cat, sky"
+    )
+    assert (
+        joined_tags("1girl , rating:safe , ", "solo", ", ") == "1girl , rating:safe, solo"
+    )  # DeepDanbooru's own files
+    assert joined_tags(" , ", "solo, a_b, solo, a b", ", ") == "solo, a_b"
+
+
+def test_what_the_user_wrote_stays_as_it_is() -> None:
+    prose = "sks man, red, red,  standing. yes, no, no"
+    assert joined_tags(prose, "red, solo", ", ") == f"{prose}, solo"
+    assert joined_tags(f"{prose},", "red, no", ", ") == f"{prose},"  # nothing to add
+    assert joined_tags("a , b ,, ", "c", ", ") == "a , b, c"
 
 
 _WORDS = st.lists(st.sampled_from(["a", "b_c", "b c", "^_^", ""]), max_size=6).map(", ".join)

@@ -58,9 +58,9 @@ def test_pictures_without_numbers_are_all_named(tmp_path: Path) -> None:
 
 def test_why_a_text_is_empty(tmp_path: Path) -> None:
     folder = make_wd_tagger(tmp_path, size=SIDE)
-    assert opened(folder).why_empty()[0] == "no tag reaches the threshold of 0.35"
-    found = opened(folder, general_threshold=0.5, character_threshold=0.85, undesired_tags="solo").why_empty()[0]
-    assert "0.5 (names of characters: 0.85)" in found and "undesired" in found
+    assert opened(folder).why_empty()[0] == "no tag that is wanted reaches the threshold of 0.35"
+    found = opened(folder, general_threshold=0.5, character_threshold=0.85, undesired_tags="solo").why_empty()
+    assert "0.5 (names of characters: 0.85)" in found[0] and found[1] == "give a lower --general_threshold"
 
 
 def test_what_is_said_of_tags_that_read_as_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from library.captioning.texts_there import holds_text
 from library.captioning.work import Target, Targets, TextKind, Work, find_work, text_name, threads_of
 from library.core.errors import UserError
+from library.data.captions.caption_files import read_caption
 from library.options.captioning import FolderOptions
 from tests.captioning.colour_describer import make_pictures
 
@@ -101,6 +103,17 @@ def test_a_text_that_is_a_folder_or_a_link_to_nothing_does_not_count_as_there(tm
     assert names(find_work(options(tmp_path), ".txt", TextKind.TAGS).todo) == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize("nothing", ["", "\n", " \r\n\t\r\n", "\ufeff\n"])
+def test_a_text_with_nothing_to_read_does_not_count_as_there(tmp_path: Path, nothing: str) -> None:
+    texts(tmp_path, ".txt", "cat", "x", "y")
+    (tmp_path / "b.txt").write_bytes(nothing.encode())
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")  # no UTF-8: training tells of it
+    work = find_work(options(tmp_path), ".txt", TextKind.TAGS)
+    assert names(work.todo) == ["b.png"] and names(work.kept) == ["a.png", "c.png"]
+    has = [read_caption(tmp_path / f"{stem}.txt", whole=True) is not None for stem in "ab"]  # what training says
+    assert has == [holds_text(tmp_path / f"{stem}.txt") for stem in "ab"] == [True, False]
+
+
 def test_left_overs_of_killed_runs_go(tmp_path: Path) -> None:
     make_pictures(tmp_path, ["a.png"])
     dead = subprocess.run(
@@ -123,6 +136,18 @@ def test_what_is_found_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert caplog.text.count("2 pictures will have .txt and .caption files") == 1
 
 
+def test_what_becomes_of_texts_that_are_there_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts(tmp_path, ".txt", "x", "y")
+    make_pictures(tmp_path, ["c.png"])
+    with caplog.at_level(logging.INFO):
+        find_work(options(tmp_path), ".txt", TextKind.TAGS)
+        find_work(options(tmp_path, overwrite=True), ".txt", TextKind.TAGS)
+        find_work(options(tmp_path), ".txt", TextKind.TAGS, appends=True)
+    assert "3, of them 1 to do, 2 have their .txt (these stay)" in caplog.text
+    assert "3, of them 3 to do, 2 have their .txt (these are overwritten)" in caplog.text
+    assert "3, of them 3 to do, 2 have their .txt (these get more)" in caplog.text
+
+
 def test_threads_are_those_asked_for_and_at_least_one() -> None:
     assert threads_of(FolderOptions(max_data_loader_n_workers=5)) == 5
     assert threads_of(FolderOptions()) == max(1, min(8, (os.cpu_count() or 1) - 1))
@@ -143,6 +168,24 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert "the folder does not exist" in told and "no pictures in this folder" in told
     assert "this is a file" in told and "it holds the folders lower" in told and "--recursive" in told
     assert "share one .txt" in told and "B.png and b.webp" in told
+
+
+def test_only_names_that_a_disk_takes_for_one_share_a_text(tmp_path: Path) -> None:
+    pictures = ["Straße.jpg", "Strasse.png", "ılık.png", "ilik.jpg", "ﬁsch.png", "fisch.jpg"]
+    make_pictures(tmp_path, pictures)
+    assert len(find_work(options(tmp_path), ".txt", TextKind.TAGS).todo) == len(pictures)
+    make_pictures(tmp_path, ["Äpfel.jpg", "äPFEL.png"])
+    assert "Äpfel.jpg and äPFEL.png" in str(complaint(options(tmp_path)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are counted otherwise")
+def test_names_that_are_too_long_with_the_ending_are_told(tmp_path: Path) -> None:
+    make_pictures(tmp_path, [f"{'猫' * 83}.png", f"{'x' * 251}.png"])
+    assert len(find_work(options(tmp_path), ".txt", TextKind.TAGS).todo) == 2
+    told = str(complaint(options(tmp_path), ".caption", TextKind.CAPTION))
+    assert "猫猫" in told and "xxx" in told and "shorten these names" in told
+    (tmp_path / f"{'x' * 251}.png").unlink()
+    assert len(find_work(options(tmp_path), ".capt", TextKind.CAPTION).todo) == 1
 
 
 def test_a_name_that_is_empty_is_not_the_folder_one_is_in() -> None:
@@ -198,6 +241,48 @@ def test_captions_are_not_written_where_tags_lie_nor_tags_where_captions_lie(tmp
     assert "hold captions" in str(error) and CAPTION in str(error) and "--caption_extension .txt" in str(error)
     assert len(find_work(options(tagged), ".caption", TextKind.CAPTION).todo) == 3
     assert len(find_work(options(captioned), ".txt", TextKind.TAGS).todo) == 3
+
+
+def test_each_folder_is_judged_by_itself(tmp_path: Path) -> None:
+    written = "a photo of ohwx man standing in the rain"
+    texts(tmp_path / "by_hand", ".txt", *[written] * 6)
+    texts(tmp_path / "tags", ".txt", *[TAGS] * 10)
+    both = tmp_path / "tags", tmp_path / "by_hand"
+    for overwrite in (False, True):
+        error = complaint(options(*both, overwrite=overwrite))
+        assert f'{tmp_path / "by_hand" / "a.txt"} says "{written}"' in str(error) and len(error.problems) == 1
+        assert "and 3 more" in str(error) and "1girl" not in str(error)
+    assert len(find_work(options(both[0], overwrite=True), ".txt", TextKind.TAGS).todo) == 10
+
+
+def test_folders_of_one_text_each_are_judged_together(tmp_path: Path) -> None:
+    folders = [texts(tmp_path / name, ".txt", CAPTION) for name in "abc"]
+    assert "hold captions" in str(complaint(options(*folders)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "text", "lost"),
+    [
+        (TextKind.TAGS, TAGS, "1girl", "photo of sks person"),
+        (TextKind.TAGS, TAGS, "solo", "A close-up photograph of a woman, red dress, bokeh"),
+        (TextKind.CAPTION, CAPTION, "a cat, close up", "1girl, long hair"),
+    ],
+)
+def test_no_text_of_the_other_kind_is_overwritten(
+    tmp_path: Path, kind: TextKind, others: str, text: str, lost: str
+) -> None:
+    count = 120  # more than a sample
+    for number in range(count):
+        (tmp_path / f"{number:03}.png").touch()
+        (tmp_path / f"{number:03}.txt").write_text(others)
+    (tmp_path / "033.txt").write_text(lost)
+    (tmp_path / "077.txt").write_text(text)
+    assert len(find_work(options(tmp_path, overwrite=True), ".txt", kind).todo) == count  # one may be a model's
+    (tmp_path / "077.txt").write_text(f"\r\n{lost}")
+    told = str(complaint(options(tmp_path, overwrite=True), ".txt", kind))
+    assert "2 files that would be overwritten" in told and "077.txt" in told and lost in told
+    assert "--overwrite" in told and "delete them" in told
+    assert len(find_work(options(tmp_path), ".txt", kind).kept) == count  # nothing is lost there
 
 
 def test_files_of_the_same_kind_and_files_that_are_half_and_half_are_let_pass(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from library.core.errors import EXIT_INTERRUPTED, UserError
 from library.data.augment import Choice
@@ -205,6 +206,27 @@ def test_picture_lost_during_training_is_named(tmp_path: Path, workers: int) -> 
     with pytest.raises(UserError, match=r"3\.png: the file is empty") as error:
         batches_of(index, None, workers, updates=40)
     assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(("ahead", "asked_for"), [(0, 2), (7, 7)])
+def test_workers_read_so_many_items_ahead(ahead: int, asked_for: int) -> None:
+    """Beside the one that was taken; an encoder that takes several at once is not kept waiting."""
+    drawn: list[int] = []
+
+    def requests() -> Iterator[int]:
+        for number in range(20):
+            drawn.append(number)
+            yield number
+
+    items = iter(make_loader(Squares(), requests(), 1, pin_memory=False, ahead=ahead))
+    assert next(items) == 0
+    assert len(drawn) == asked_for + 1
+    assert list(items) == [number**2 for number in range(1, 20)]
+
+
+class Squares(Dataset[int]):
+    def __getitem__(self, number: int) -> int:
+        return number**2
 
 
 INTERRUPTED_WHILE_FORKING = """

@@ -21,14 +21,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "絵/猫": {"caption": "a woman and an anime girl.", "tags": "1girl, long_hair", "train_resolution": [512, 448]},
     "b": {"tags": "2girls, red_hair, blue_hair, rating:safe", "mine": {"x": [1, None]}},
     "clean": {"caption": "a dog", "tags": "dog"},
-    "c\x1b[31m": {"caption": "two men\na woman\x1b[0m"},
+    "c\x1b[31m": {"caption": "two women\na woman\x1b[0m"},
     "gone": {"tags": "rating:safe"},
 }
 CLEANED = {
     "絵/猫": {"caption": "a girl and a girl", "tags": "1girl, long hair", "train_resolution": [512, 448]},
     "b": {"tags": "2girls", "mine": {"x": [1, None]}},
     "clean": {"caption": "a dog", "tags": "dog"},
-    "c\x1b[31m": {"caption": "two boys\na girl\x1b[0m"},
+    "c\x1b[31m": {"caption": "two girls\na girl\x1b[0m"},
     "gone": {"tags": ""},
 }
 
@@ -79,7 +79,12 @@ def test_a_process_of_its_own(metadata: Path, tmp_path: Path) -> None:
     assert list(read(tmp_path / "out" / "clean.json")) == list(ENTRIES)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["clean.json", "out", metadata.name]
     told = result.stderr.splitlines()
-    assert {"girl: 2 captions", "boy: 1 caption", "ratings: tags of 2 pictures", "beginnings: 0 captions"} < set(told)
+    assert {
+        "girl: 2 captions (3 places)",
+        "style: 1 caption",
+        "ratings: tags of 2 pictures",
+        "beginnings: 0 captions",
+    } < set(told)
     assert "4 of 5 entries changed" in told and any(line.endswith("for one of these: gone") for line in told)
 
 
@@ -93,7 +98,7 @@ def test_a_try_shows_what_would_be_written_and_writes_nothing(metadata: Path, tm
     assert "\x1b" not in first.stdout + first.stderr and "4 of 5 entries changed" in first.stderr
     lines = first.stdout.splitlines()
     assert lines[:2] == [f"--- {metadata}", f"+++ {tmp_path / 'out.json'}"] and "clean" not in "".join(lines[2:])
-    assert "-caption: two men\\na woman\\x1b[0m" in lines and "@@ c\\x1b[31m @@" in lines
+    assert "-caption: two women\\na woman\\x1b[0m" in lines and "@@ c\\x1b[31m @@" in lines
     main([str(metadata), str(tmp_path / "out.json")])
     assert applied(lines, ENTRIES) == read(tmp_path / "out.json") == CLEANED
 
@@ -153,6 +158,19 @@ def test_whoever_reads_the_diff_may_stop(tmp_path: Path) -> None:
     told = process.stderr.read().decode()
     process.stderr.close()
     assert process.wait() == 0 and "Traceback" not in told and "3000 of 3000 entries changed" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_diff_that_cannot_be_written(metadata: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        result = subprocess.run(
+            command(metadata, "out.json", "--dry_run"),
+            cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )  # fmt: skip
+    assert result.returncode == 1 and list(tmp_path.iterdir()) == [metadata]
+    told = result.stderr
+    assert "standard output: the changes cannot be written: No space left on device" in told
+    assert "Traceback" not in told and "Exception ignored" not in told and "1 problem ended the run" in told
 
 
 @pytest.mark.parametrize("in_place", [False, True])

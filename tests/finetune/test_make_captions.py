@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -76,8 +77,27 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert all(part in told for part in ("none", "--caption_weights", "--num_beams", "--min_length"))
 
 
+def test_the_help_says_what_every_parameter_of_blip_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    meant = {
+        "--beam_search": "look for the likeliest caption",
+        "--num_beams": "how many beginnings are followed side by side",
+        "--top_p": "each word is drawn from the likeliest ones that together have this probability",
+        "--max_length": "longest caption in tokens of BLIP",
+        "--min_length": "shortest caption",
+        "--repetition_penalty": "words that were said, also in the prompt, are less likely to come again",
+        "--seed": "a picture's caption depends on this, its file name and its content alone",
+        "--prompt": "words that every caption goes on from",
+        "--batch_size": "pictures captioned together",
+    }
+    for flag, words in meant.items():
+        assert words in told.partition(f" {flag} ")[2][:400], flag
+
+
 def test_the_hub_is_asked_once(blip: Path, data: Path, tmp_path: Path) -> None:
-    """As a real process, then here, where nothing may be asked."""
+    """By real processes; the second has a server it could ask, and does not."""
     (data / "bad.png").write_bytes(b"no picture")
     words = [str(data), "--caption_weights", "owner/blip", "--model_dir", str(tmp_path / "models")]
     with served() as hub:
@@ -90,11 +110,12 @@ def test_the_hub_is_asked_once(blip: Path, data: Path, tmp_path: Path) -> None:
         assert "bad.png" in run.stderr and "Traceback" not in run.stderr and not run.stdout
         wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"}
         assert set(hub.downloads("owner/blip")) == {*wanted, "tokenizer_config.json"}
-    made = texts(data)
-    assert len(made) == len(NAMES)
-    (data / "bad.png").unlink()
-    (data / "cat.caption").unlink()
-    main(words)
-    assert texts(data) == made
+        made, asked = texts(data), len(hub.requests)
+        assert len(made) == len(NAMES)
+        (data / "bad.png").unlink()
+        (data / "cat.caption").unlink()
+        run = subprocess.run(command, env=settings, capture_output=True, text=True, encoding="utf-8")
+        assert run.returncode == 0, run.stderr
+        assert texts(data) == made and len(hub.requests) == asked
     main([str(data), "--caption_weights", str(blip), "--caption_extension", ".other"])
     assert list(texts(data, ".other").values()) == list(made.values())  # wherever the model comes from

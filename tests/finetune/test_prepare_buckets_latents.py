@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,47 +23,13 @@ from library.core.sizes import Size
 from library.data.pictures.images import load_picture, to_tensor
 from library.models.identify import identify
 from library.models.load import load_stable_diffusion
-from library.training.prepared import PREPARED
+from library.training.prepared_way import PREPARED
 from tests.data.data_helpers import save_picture
+from tests.finetune.preparing import PICTURES, SIZES, contents, copy_pictures, latents_in, prepare, read, write_metadata
 from tests.training.runs import ROOT, Tensors, assert_same, environment, run_here, run_script_in_processes
 
-PICTURES = ("cat.jpg", "coins.png", "coffee.jpg", "rocket.jpg")
-SIZES = ("--max_resolution", "64", "--min_bucket_reso", "32", "--max_bucket_reso", "128", "--bucket_reso_steps", "16")
 BY_HAND = ("--resolution", "64", "--enable_bucket", *SIZES[2:])
 STEPS = ("--max_train_steps", "2", "--train_batch_size", "2")
-
-Files = dict[str, tuple[int, bytes]]
-
-
-def copy_pictures(photos: Path, folder: Path, names: Iterable[str] = PICTURES) -> Path:
-    folder.mkdir(parents=True)
-    for name in names:
-        shutil.copy(photos / name, folder)
-    return folder
-
-
-def write_metadata(file: Path, keys: Iterable[str]) -> Path:
-    entries = {key: {"caption": f"picture {number}", "tags": "a, b"} for number, key in enumerate(keys)}
-    file.write_text(json.dumps(entries), encoding="utf-8")
-    return file
-
-
-def read(file: Path) -> dict[str, dict[str, Any]]:
-    entries: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return entries
-
-
-def prepare(*words: str | Path) -> None:
-    prepare_buckets_latents.main([*map(str, words), *SIZES, "--max_data_loader_n_workers", "0"])
-
-
-def latents_in(folder: Path) -> Files:
-    """Every file of latents below a folder: when it was written, and its bytes."""
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*.npz"))}
-
-
-def contents(files: Files) -> dict[str, bytes]:
-    return {name: content for name, (_, content) in files.items()}
 
 
 def tune(model: Path, out: Path, *words: str) -> Tensors:
@@ -214,6 +179,21 @@ def test_started_again(
     assert not (folder / name).exists()
 
 
+def test_sizes_are_those_of_the_limits(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder, out = tmp_path / "data", tmp_path / "out.json"
+    sizes = {"flat": (400, 40), "tall": (40, 400), "square": (200, 200), "small": (50, 50)}
+    for number, (name, size) in enumerate(sizes.items()):
+        save_picture(folder / f"{name}.png", size, number)
+    metadata = write_metadata(tmp_path / "meta.json", sizes)
+
+    def trained_sizes(*words: str) -> list[list[int]]:
+        prepare(folder, metadata, out, tiny_models["sd1"], *words)
+        return [entry["train_resolution"] for entry in read(out).values()]
+
+    assert trained_sizes() == [[128, 32], [32, 128], [64, 64], [64, 64]]
+    assert trained_sizes("--bucket_no_upscale") == [[192, 16], [16, 192], [64, 64], [48, 48]]  # sizes of their own
+
+
 def test_neither_batch_size_nor_processes_change_a_byte(
     tiny_models: dict[str, Path], folder: Path, metadata: Path, tmp_path: Path
 ) -> None:
@@ -349,19 +329,6 @@ def test_a_foreign_file_in_the_way(tiny_models: dict[str, Path], folder: Path, m
     assert "holds something else" in complaint(error) and "--cache_latents_to_disk" not in complaint(error)
 
 
-def test_another_vae_and_a_models_folder(
-    tiny_models: dict[str, Path], folder: Path, metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`--vae` encodes instead of the model's own, which is then not looked for in its weights."""
-    out = tmp_path / "out.json"
-    prepare(folder, metadata, out, tiny_models["sd1"])
-    own = contents(latents_in(folder))
-    capsys.readouterr()
-    prepare(folder, metadata, out, tiny_models["sd1"], "--vae", tiny_models["sd2"])
-    same_vae = contents(latents_in(folder)) == own
-    assert ("0 encoded" in capsys.readouterr().err) == same_vae
-
-
 @pytest.mark.slow
 def test_two_processes_share_the_work(
     tiny_models: dict[str, Path], folder: Path, metadata: Path, tmp_path: Path
@@ -374,3 +341,11 @@ def test_two_processes_share_the_work(
     words = [str(folder), str(metadata), str(out), str(tiny_models["sd1"]), *SIZES]
     run_script_in_processes("finetune/prepare_buckets_latents.py", words, 2)
     assert contents(latents_in(folder)) == alone and out.read_bytes() == entries
+    (folder / "cat.jpg").write_bytes(b"")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "finetune/prepare_buckets_latents.py", *words]
+    settings = {**environment(), "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 1, result.stderr  # the launcher's own; its report has the code of the one that tells
+    assert "1 thing could not be done" in result.stderr and "3 pictures of 4 entries prepared" in result.stderr
+    assert "exitcode  : 3" in result.stderr and "<NO_OTHER_FAILURES>" in result.stderr

@@ -196,7 +196,7 @@ def test_pictures_that_get_no_tags_are_told_at_the_end(folder: Path, tmp_path: P
     assert problems.pop("broken.jpg")
     assert problems == {}
     assert len(texts_in(folder)) == len(photo_names(folder)) - 2
-    with pytest.raises(Incomplete, match="no tag reaches the threshold"):
+    with pytest.raises(Incomplete, match="no tag that is wanted reaches the threshold"):
         tag(folder, tagger, "--overwrite", "--thresh", "0.999")
 
 
@@ -213,15 +213,15 @@ def test_everything_is_told_before_a_model_is_opened(tmp_path: Path, tagger: Pat
 
 def test_unknown_tags_are_told_before_the_model_is_opened(folder: Path, tagger: Path) -> None:
     (tagger / "model.onnx").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"knows no tag 'lng hair'\n    -> did you mean long_hair\?"):
-        tag(folder, tagger, "--undesired_tags", "lng hair")
+    with pytest.raises(UserError, match=r"knows no tag 'lng_hair'\n    -> did you mean long_hair\?"):
+        tag(folder, tagger, "--tag_replacement", "lng hair,hair")
 
 
 def test_a_tagger_of_the_hub_that_is_there_already(folder: Path, tmp_path: Path) -> None:
     top = tmp_path / "wd14_tagger_model"
     make_wd_tagger(top / DEFAULT, "v1-4", SIDE)
     make_wd_tagger(top / "owner_other", "v1-4", SIDE, ends_in_sigmoid=False)
-    found = tag(folder, top, "--onnx")
+    found = tag(folder, top, "--onnx")  # the folder was given, and the usual tagger lies below it
     script.main([str(folder), "--overwrite", "--repo_id", "owner/other", "--model_dir", str(top)])
     assert texts_in(folder) == found  # the same model; its numbers are made probabilities
 

@@ -13,10 +13,12 @@ from library.core.errors import UserError
 from library.core.sizes import Size, Span
 from library.options.base import info_of, option_fields, value_type
 from library.options.caching import CachingOptions
+from library.options.captioning import BlipOptions, TaggerOptions
 from library.options.data import DataOptions
 from library.options.network import NetworkOptions, network_alpha_in_force, network_dim_in_force
 from library.options.optimizer import OptimizerOptions, PartRateOptions
 from library.options.parse import OptionValues, parse_options
+from library.options.preparation import LatentPreparationOptions, MergeCaptionsOptions, MergeTagsOptions
 from library.options.scripts import SCRIPTS
 from library.options.training import TrainingOptions
 from library.options.write import options_as_toml, options_page, write_options_file
@@ -45,6 +47,15 @@ def test_defaults_are_those_of_the_field() -> None:
     assert (training.mixed_precision, training.gradient_accumulation_steps) == ("no", 1)
     optimizer = options.of(OptimizerOptions)
     assert (optimizer.optimizer_type, optimizer.lr_scheduler, optimizer.lr_warmup_steps) == (None, None, 0)
+
+
+def test_defaults_of_the_preparation_are_those_of_the_field() -> None:
+    blip, tagger, latents = BlipOptions(), TaggerOptions(), LatentPreparationOptions()
+    assert (blip.max_length, blip.caption_extension, blip.seed, blip.beam_search) == (75, ".caption", 42, False)
+    assert (tagger.model_dir, tagger.thresh, tagger.caption_extension) == ("wd14_tagger_model", 0.35, ".txt")
+    assert (MergeCaptionsOptions().caption_extension, MergeTagsOptions().caption_extension) == (".caption", ".txt")
+    assert (latents.max_resolution, latents.mixed_precision) == (Size(512, 512), "no")
+    assert (latents.min_bucket_reso, latents.max_bucket_reso, latents.bucket_reso_steps) == (256, 1024, 64)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +222,20 @@ def test_options_never_import_torch() -> None:
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "group"),
+    [
+        ("make_captions", ["pictures"], BlipOptions),
+        ("tag_images_by_wd14_tagger", ["pictures"], TaggerOptions),
+        ("merge_captions_to_metadata", ["pictures", "out.json"], MergeCaptionsOptions),
+        ("merge_dd_tags_to_metadata", ["pictures", "out.json"], MergeTagsOptions),
+    ],
+)
+def test_the_older_spelling_of_the_ending(
+    name: str, words: list[str], group: type[BlipOptions | TaggerOptions | MergeCaptionsOptions | MergeTagsOptions]
+) -> None:
+    script = SCRIPTS[f"finetune/{name}.py"]
+    options = parse_options(name, script.description, script.groups, [*words, "--caption_extention", ".tags"])
+    assert options.of(group).caption_extension == ".tags"

@@ -62,6 +62,32 @@ def test_what_is_missing_or_too_much_is_told_by_its_name() -> None:
     assert "OUT_JSON is missing" in complaints(cleaning, "a") and "IN_JSON" not in complaints(cleaning, "a")
     assert "'c' belongs to no option" in complaints(cleaning, "a", "b", "c")
     assert "--full_pat is not an option" in complaints(MERGE, "a", "out.json", "--full_pat")
+    told = complaints(MERGE, "--full_pat", "a", "out.json")  # the words may belong to it
+    assert "did you mean --full_path" in told and "is missing" not in told
+
+
+def test_the_order_is_told_where_there_are_too_many_words() -> None:
+    """The public cleaning script took a folder in front, which it did not look at."""
+    told = complaints("finetune/clean_captions_and_tags.py", "train_data", "meta.json", "clean.json")
+    assert "'clean.json' belongs to no option" in told and "IN_JSON OUT_JSON are expected, in this order" in told
+    told = complaints("tools/resize_images_to_resolution.py", "my", "pictures", "smaller")
+    assert "SRC DST are expected, in this order" in told and "quotes around values with spaces" in told
+    assert "are expected" not in complaints("train_network.py", "train_data")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "instead"),
+    [
+        ("finetune/clean_captions_and_tags.py", ("in.json", "out.json"), "--dry_run shows every change"),
+        (MERGE, ("a", "out.json"), "leave it out"),
+        ("finetune/make_captions.py", ("a",), "leave it out"),
+        ("finetune/prepare_buckets_latents.py", ("a", "in.json", "out.json", "model"), "leave it out"),
+        ("fine_tune.py", (), "--debug_dataset shows"),
+    ],
+)
+def test_debug_of_the_public_scripts(script: str, words: tuple[str, ...], instead: str) -> None:
+    told = complaints(script, *words, "--debug")
+    assert f"--debug is not an option\n    -> {instead}" in told
 
 
 def test_help_shows_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,9 @@ def written(folder: Path, text: str) -> Path:
         (f"{TAG}remove = ['{'a' * 201}']\n", 3, "more than 200 letters", "remove = ["),
         (f'{TAG}remove = ["a\\tb"]\n', 3, "control character", "remove = ["),
         (f"{TAG}remove_if_several = ['a']\n", 3, "a list in [ ] is needed, got 'a'", "[["),
+        (f"{TAG}remove_if_several = [['a', []]]\n", 3, "empty list", "[["),
+        (f"{CAPTION}remove_repeats = ['a', 'b c']\n", 3, "'b c' is more than one word", 'remove_repeats = ["a"'),
+        (f"{CAPTION}remove_repeats = false\n", 3, "must be true", "remove_repeats = ["),
         (f"{TAG}tidy = true\nwhen_any = [['a', []]]\n", 4, "text in quotes is needed", "when_any = ["),
         (f"{TAG}replace = 'a'\n", 3, "old and new texts in { }", "replace = {"),
         (f"{TAG}replace = {{ 'a' = '' }}\n", 3, "use remove for it", "replace = {"),
@@ -94,6 +97,16 @@ def test_the_comments_of_the_shipped_file_name_every_action() -> None:
         *("deduplicate", "remove_start", "remove_repeats", "remove_full_stop"),
     )
     assert {*actions, "when_any", "except", "before"} <= shown
+
+
+def test_the_rules_that_are_off_can_be_switched_on(tmp_path: Path) -> None:
+    """Each stands below a # [[...rule]], in lines of comments up to the next empty one."""
+    text = (ROOT / "finetune" / "cleaning_rules.toml").read_text(encoding="utf-8")
+    blocks = [block for block in text.split("\n\n") if "\n# [[" in block]
+    rules = "\n".join(line[2:] for block in blocks for line in f"# [[{block.split('# [[', 1)[1]}".splitlines())
+    entry = {"tags": "man, dog", "caption": "two men and an anime male"}
+    cleaned = Cleaner(read_rules(written(tmp_path, rules), "--rules")).clean(entry)
+    assert cleaned.entry == {"tags": "boy, dog", "caption": "two boys and an boy"}
 
 
 def test_one_table_of_a_file_is_enough(tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from library.core.errors import Problems
+from library.core.errors import Problems, UserError
+from library.data.pictures.folders import list_folders
 from library.preparation.duplicates import Found, Group, Kind, Search, find_duplicates
 from library.preparation.duplicates_told import as_json_values, captions_differ, lines_of, page_of
-from library.preparation.picture_folders import list_folders
 from tests.data.data_helpers import save_picture
 
 ENDINGS = (".txt", ".caption")
@@ -22,7 +24,7 @@ ENDINGS = (".txt", ".caption")
 
 def search(*folders: Path, mirrored: bool = False, threshold: int = 12) -> Found:
     problems = Problems()
-    listed = list_folders([str(folder) for folder in folders], False, problems)
+    listed = list(list_folders([str(folder) for folder in folders], False, problems))
     problems.raise_if_any()
     return find_duplicates(listed, Search(threshold, mirrored, 2))
 
@@ -107,6 +109,101 @@ def test_drawn_figures_are_told_apart(tmp_path: Path) -> None:
     assert search(tmp_path / "faces", threshold=20).groups == []
 
 
+def portrait(eyes: str = "open", mouth: str = "closed", arm: int = 0, words: str = "") -> Image.Image:
+    """A drawn face of 512 pixels, as artists give it in variants that differ in one place."""
+    image = Image.new("RGB", (512, 512), "white")
+    draw = ImageDraw.Draw(image)
+    skin = (255, 225, 205)
+    draw.ellipse((120, 60, 392, 380), fill=(40, 30, 30))
+    draw.ellipse((160, 110, 352, 340), fill=skin, outline="black")
+    for at in (210, 302):
+        if eyes == "closed":
+            draw.line((at - 18, 212, at + 18, 212), fill="black", width=4)
+        else:
+            draw.ellipse((at - 18, 190, at + 18, 230), fill="white", outline="black")
+            draw.ellipse((at - 8, 200, at + 8, 225), fill=(40, 80, 200) if eyes == "open" else (200, 40, 40))
+    if mouth == "closed":
+        draw.line((236, 290, 276, 290), fill="black", width=3)
+    else:
+        draw.arc((226, 265, 286, 305), 20, 160, fill="black", width=3)
+    draw.polygon([(160, 512), (200, 350), (312, 350), (352, 512)], fill=(200, 40, 60))
+    if arm:
+        draw.line((340, 400, 440, 400 + arm), fill=skin, width=24)
+    draw.text((20, 20), words, fill="black", font_size=28)
+    return image
+
+
+def icon(number: int) -> Image.Image:
+    image = Image.new("RGB", (512, 512), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((200, 200, 312, 312), fill="black")
+    draw.text((240, 230), str(number), fill="white", font_size=40)
+    return image
+
+
+VARIANTS = {
+    "base": portrait(),
+    "closed": portrait(eyes="closed"),
+    "red": portrait(eyes="red"),
+    "smile": portrait(mouth="smile"),
+    "raised": portrait(arm=-100),
+    "lowered": portrait(arm=70),
+    "words": portrait(words="Hello, world"),
+    "other_words": portrait(words="Goodbye all"),
+    "icon0": icon(0),
+    "icon2": icon(2),
+}
+
+
+def test_pictures_that_differ_in_one_place_are_no_copies_and_their_changed_selves_are(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for name, picture in VARIANTS.items():
+        picture.save(tmp_path / "p" / f"{name}.png")
+    assert search(tmp_path / "p").groups == []
+    groups = write_changed(tmp_path / "c", [(name, VARIANTS[name]) for name in ("icon0", "raised", "words")])
+    assert [names(group) for group in search(tmp_path / "c").groups] == groups
+
+
+def test_edits_of_photographs_are_no_copies(photos: Path, tmp_path: Path) -> None:
+    for name in ("cat", "astronaut", "coffee"):
+        picture = Image.open(photos / f"{name}.jpg").convert("RGB")
+        picture.save(tmp_path / f"{name}.png")
+        draw = ImageDraw.Draw(picture)
+        draw.text((picture.width // 2, picture.height * 2 // 3), "@artist", fill="white", font_size=16)
+        compressed(picture, 60).save(tmp_path / f"{name}-signed.png")
+    assert search(tmp_path).groups == []
+
+
+def test_small_crops_of_line_drawings_are_laid_over_each_other_exactly(tmp_path: Path) -> None:
+    picture = portrait(words="Hello, world")
+    picture.save(tmp_path / "whole.png")
+    for cut in (1, 2, 4, 9, 17):
+        picture.crop((cut, 0, 512, 512 - cut)).save(tmp_path / f"cut{cut:02}.png")
+    (group,) = search(tmp_path).groups
+    assert len(group.copies) == 5 and group.keep.path.name == "whole.png"
+
+
+def test_a_copy_whose_partner_was_taken_by_another_is_told_beside_it(photos: Path, tmp_path: Path) -> None:
+    picture = Image.open(photos / "coins.png").convert("RGB")
+    picture.save(tmp_path / "own.png")
+    picture.crop((0, 0, picture.width, round(picture.height * 0.9))).save(tmp_path / "cut.jpg", quality=90)
+    ImageOps.expand(picture, border=picture.width // 40, fill="white").save(tmp_path / "bordered.jpg")
+    (group,) = search(tmp_path).groups
+    told = {copy.picture.path.name: (copy.kind, copy.like.path.name) for copy in group.copies}
+    assert group.keep.path.name == "bordered.jpg"
+    assert told == {"own.png": (Kind.NEAR, "bordered.jpg"), "cut.jpg": (Kind.NEAR, "own.png")}
+    assert any(line.endswith(f"near copy as {tmp_path / 'own.png'}") for line in lines_of(search(tmp_path), ENDINGS))
+
+
+def test_no_room_for_small_versions_is_told_with_the_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="cannot be kept there") as caught:
+        search(photos)
+    assert "gone" in caught.value.problems[0].where and "TMPDIR" in caught.value.problems[0].fix
+
+
 def test_exact_copies_are_told_as_such(photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "cat.jpg", tmp_path / "a.jpg")
     shutil.copy(photos / "cat.jpg", tmp_path / "b.jpg")
@@ -176,6 +273,7 @@ def test_a_file_that_is_reached_twice_counts_once(photos: Path, tmp_path: Path) 
     (tmp_path / "a").mkdir()
     shutil.copy(photos / "cat.jpg", tmp_path / "a" / "cat.jpg")
     (tmp_path / "a" / "link.jpg").symlink_to(tmp_path / "a" / "cat.jpg")
+    os.link(tmp_path / "a" / "cat.jpg", tmp_path / "a" / "hard.jpg")
     (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
     found = search(tmp_path / "a", tmp_path / "b", tmp_path / "a" / ".." / "a")
     assert found.count == 1 and not found.groups

@@ -317,6 +317,13 @@ def test_no_control_codes_of_names_are_printed(tmp_path: Path, said: pytest.Capt
     assert "\\x1b[31mred.png" in told and "\\x1b[2Jlost" in told and "\x1b" not in told
 
 
+def test_real_folders_and_pictures_that_are_not_read(tmp_path: Path, said: pytest.CaptureFixture[str]) -> None:
+    folder = put(tmp_path / "data", {"z/a.png": "a", "z/b.heic": "left out"})
+    (folder / "a link").symlink_to(folder / "z", target_is_directory=True)
+    assert list(merge(tmp_path / "out.json", folder, recursive=True)) == ["z/a"]
+    assert f"{folder / 'z'}: 1 pictures are left out (HEIC is not read" in said.readouterr().err
+
+
 # --- tags -------------------------------------------------------------------------------------------------------------
 
 

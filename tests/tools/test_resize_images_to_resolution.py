@@ -67,6 +67,38 @@ def test_small_and_transparent_pictures_are_told(tmp_path: Path, capsys: pytest.
     assert "copies written: 0, kept as they were: 1" in capsys.readouterr().err
 
 
+def test_copies_of_the_other_kind_are_told_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(photos / "cat.jpg", tmp_path / "in")
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--max_resolution", "64x64,48x48"]
+    resize_images_to_resolution.main(words)
+    (tmp_path / "out" / "dog+64x64.png").write_bytes(b"of another set")
+    made = files_in(tmp_path / "out")
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="trained as well") as caught:
+            resize_images_to_resolution.main([*words, "--save_as_png", *more])
+        assert len(caught.value.problems) == 1 and "cat+64x64.jpg, cat+48x48.jpg" in str(caught.value)
+    assert files_in(tmp_path / "out") == made
+    resize_images_to_resolution.main(words)
+
+
+def test_copies_that_are_older_than_their_pictures_are_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(photos / "cat.jpg", tmp_path / "in")
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--max_resolution", "64x64,48x48"]
+    resize_images_to_resolution.main(words)
+    resize_images_to_resolution.main(words)
+    assert "older" not in capsys.readouterr().err
+    made = files_in(tmp_path / "out")
+    Image.new("RGB", Image.open(photos / "cat.jpg").size, "red").save(tmp_path / "in" / "cat.jpg")
+    resize_images_to_resolution.main(words)
+    assert "2 copies are older than their pictures" in capsys.readouterr().err and files_in(tmp_path / "out") == made
+    resize_images_to_resolution.main([*words, "--overwrite"])
+    assert "older" not in capsys.readouterr().err and files_in(tmp_path / "out") != made
+
+
 def test_a_killed_run_that_is_started_again_gives_the_same_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     source = tmp_path / "写真"

@@ -24,7 +24,8 @@ from library.options.parse import OptionValues
 from library.options.preparation import LatentPreparationOptions
 from library.options.record import options_record
 from library.options.scripts import TRAINING_SCRIPTS
-from library.training.prepared import PREPARED, describe_preparation, take_prepared
+from library.training.prepared import take_prepared
+from library.training.prepared_way import PREPARED, describe_preparation
 from tests.training.runs import ROOT, run_here
 
 OPTIONS = LatentPreparationOptions(
@@ -95,14 +96,68 @@ def test_the_text_holds_every_option_of_the_preparation_that_latents_depend_on()
     assert kept | elsewhere == names_of_all and not kept & elsewhere
 
 
-def test_nothing_is_taken_where_the_resolution_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One hint where the latents would not be used."""
-    file = write(tmp_path / "a.json", WAY)
-    for more, hinted in ((), True), (("--cache_latents_to_disk",), False):
-        words = ("--in_json", str(file), "--resolution", "64", *more)
-        options = given("fine_tune.py", *words)
-        assert take_prepared(options) == options
-        assert ("has prepared latents, which this training does not use" in told(capsys)) == hinted
+FITTING = tuple(word for word in TAKEN if word != "--cache_latents_to_disk")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--resolution", "64"), "which this training does not use: leave --resolution out\n"),
+        (FITTING, "which this training does not use: leave --resolution out, or give --cache_latents_to_disk\n"),
+        ((*FITTING, "--random_crop"), "does not use: --random_crop draw other crops"),
+        (TAKEN, None),
+        ((*TAKEN, "--min_bucket_reso", "64", "--flip_aug", "false"), None),  # which change nothing
+        (
+            (*TAKEN, "--resolution", "512,512", "--vae_batch_size", "2"),
+            "(1 of 1 prepared entries have other options: --resolution 512,768 --vae_batch_size 1). "
+            "To use them leave --resolution out",
+        ),
+        (
+            (*TAKEN, "--color_aug", "--augmentation_variants", "2"),
+            "replaces the prepared latents on disk (--color_aug draw other crops or colours). "
+            "To use them leave --color_aug out",
+        ),
+    ],
+)
+def test_nothing_is_taken_where_the_resolution_is_given(
+    tmp_path: Path, words: Sequence[str], hint: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One hint where the latents would not be used, a warning where they would be replaced."""
+    options = given("fine_tune.py", "--in_json", str(write(tmp_path / "a.json", WAY, None)), *words)
+    assert take_prepared(options) == options
+    err = told(capsys)
+    assert hint in err if hint else err == ""
+    assert err.count("\n") == (hint is not None) and err.startswith("warning: ") == ("on disk (" in err)
+
+
+@pytest.mark.parametrize("place", ["general", "datasets", "subsets", "command line"])
+def test_a_dataset_file_with_prepared_metadata(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What fits is told wherever the other values stand; nothing is told where all fits."""
+    file, config = write(tmp_path / "a.json", WAY, WAY), tmp_path / "d.toml"
+    sizes = "resolution = [512, 768]\nenable_bucket = true\nbucket_no_upscale = true\nflip_aug = true\n"
+    own = {"subsets": "flip_aug = true\n"}.get(place, sizes)
+    parts = {name: own if name == place else "" for name in ("general", "datasets", "subsets")}
+    tables = f"[general]\n{parts['general']}[[datasets]]\n{parts['datasets']}[[datasets.subsets]]\n{parts['subsets']}"
+    config.write_text(f"{tables}metadata_file = '{file}'\n", encoding="utf-8")
+    words: Sequence[str] = {"subsets": TAKEN[:6], "command line": TAKEN}.get(place, ())
+    options = given("fine_tune.py", "--dataset_config", str(config), *words)
+    assert take_prepared(options) == options
+    err = told(capsys)
+    if place != "command line":
+        assert "give --cache_latents_to_disk and --vae_precision bf16 (on the command line, or in" in err
+        assert err.count("\n") == 1
+        return
+    assert err == ""
+    take_prepared(given("fine_tune.py", "--dataset_config", str(config)))
+    assert "give --cache_latents_to_disk and --enable_bucket --resolution 512,768 --min_bucket" in told(capsys)
+
+
+def test_one_of_several_processes_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert take(write(tmp_path / "a.json", WAY))[0].resolution == Size(512, 768)
+    assert told(capsys) == ""
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", '{"a": {"caption": "b"}}', f'{{"{PREPARED}": {{}}}}'])
@@ -161,6 +216,8 @@ CONTRADICTIONS: Mapping[str, Sequence[str]] = {
     "--enable_bucket false is given": ("--enable_bucket", "false"),
     "--alpha_mask is given": ("--alpha_mask",),
     "--vae_precision float is given": ("--vae_precision", "float"),
+    "--vae_batch_size 4 is given": ("--vae_batch_size", "4"),
+    "were prepared with --cache_latent_distribution false": ("--cache_latent_distribution", "--cache_latents"),
 }
 
 
@@ -175,16 +232,23 @@ def test_what_agrees_or_needs_less_is_free(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", WAY)
     data, caching = take(file, "--flip_aug", "false", "--min_bucket_reso", "128", "--cache_latents")
     assert not data.flip_aug and data.bucket_no_upscale and caching.cache_latents_to_disk
-    assert not take(file, "--cache_latents_to_disk", "false")[1].cache_latents_to_disk
+    unused = ("--cache_latents_to_disk", "false", "--vae_batch_size", "4", "--cache_latent_distribution")
+    assert not take(file, *unused)[1].cache_latents_to_disk
 
 
-def test_pictures_that_change_at_each_use_are_not_cached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("--augmentation_variants", "2"), ("--augmentation_variants", "2", "--cache_latents")]
+)
+def test_other_crops_and_colours_do_not_replace_what_is_prepared(
+    tmp_path: Path, more: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write(tmp_path / "a.json", WAY)
-    data, caching = take(file, "--color_aug", "--random_crop")
+    data, caching = take(file, "--color_aug", "--random_crop", *more)
     assert data.resolution == Size(512, 768) and not caching.cache_latents_to_disk
-    assert "its latents are not used: --color_aug and --random_crop change pictures at each use" in told(capsys)
-    assert take(file, "--color_aug", "--augmentation_variants", "2")[1].cache_latents_to_disk
-    assert "not used" not in told(capsys)
+    assert "its latents are not used: --color_aug and --random_crop draw other crops or colours\n" in told(capsys)
+    if more:
+        assert take(file, "--color_aug", *more, "--cache_latents_to_disk")[1].cache_latents_to_disk
+        assert "warning: " in (err := told(capsys)) and "replace the prepared ones on disk" in err
 
 
 def test_looking_imports_nothing_heavy() -> None:

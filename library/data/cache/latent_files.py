@@ -76,7 +76,7 @@ REASONS: Mapping[State, str] = {
     State.COLOUR: "other colours",
     State.PRECISION: "other precision or batch size of the VAE",
     State.DRAW: "a single draw where distributions are wanted, or the other way round",
-    State.NAME: "other name of the picture",
+    State.NAME: "other name of the picture, or made by an older version",
     State.MIRRORED: "without the mirrored picture",
     State.MASK: "without the picture's mask, or with another one",
     State.FORMAT: "written by another version",

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from library.core.errors import Problems
 from library.core.wording import some_of
 from library.data.description.config import SubsetConfig
-from library.data.index.metadata import find_pictures, read_metadata
+from library.data.index.metadata import find_pictures, read_metadata, told_from_here
 from library.data.index.within import entries_within
+from library.data.pictures.folders import by_reason, why_not_listed
 from library.data.pictures.images import IMAGE_EXTENSIONS, list_images, other_pictures
-from library.data.pictures.picture_kinds import is_picture_name, system_path, why_not_read
+from library.data.pictures.picture_kinds import is_picture_name, system_path
 
 _NAMES_TOLD = 5
 
@@ -154,6 +155,8 @@ def _list_metadata(subset: SubsetConfig, metadata_file: Path, problems: Problems
     if found.without_entry:
         what = f"{len(found.without_entry)} pictures in its folders have no entry and are not trained"
         notes.append(f"{metadata_file}: {what}: {_some(found.without_entry)}")
+    if found.from_here:
+        notes.append(f"{metadata_file}: {told_from_here(found.from_here)}")
     names, captions = zip(*found.pictures, strict=True)
     folders: dict[str, FolderFiles] = {}
     for part in {name.rpartition("/")[0] for name in names}:
@@ -167,21 +170,16 @@ def _read_folder(folder: Path, subset: SubsetConfig, problems: Problems) -> Fold
     """What lies in a folder; None and a complaint when it is missing or cannot be read."""
     try:
         return FolderFiles(folder, subset.caption_extensions, subset.cache_info)
-    except FileNotFoundError:
-        problems.add(f"the folder does not exist (looked for {folder.absolute()})", str(folder), "check the path")
     except OSError as error:
-        problems.add(f"cannot read the folder: {error.strerror}", str(folder), "name a folder that can be read")
-    return None
+        problems.add(*why_not_listed(folder, error))
+        return None
 
 
 def _describe_others(folder: Path) -> list[str]:
     """What is told of pictures of kinds that are not read."""
-    by_reason: dict[str, list[str]] = {}
-    for name in other_pictures(folder):
-        by_reason.setdefault(why_not_read(name), []).append(name)
     return [
         f"{folder}: {len(names)} pictures are not trained ({reason}): {_some(names)}"
-        for reason, names in by_reason.items()
+        for reason, names in by_reason(other_pictures(folder)).items()
     ]
 
 

@@ -1,6 +1,7 @@
 """The metadata style: one JSON file holds the captions and tags of many pictures, `{key: {"caption": …, "tags": …}}`.
 
-A key is a picture's stem, its path from the subset's folder with or without ending, or its full path.
+A key is a picture's stem, its path from the subset's folder with or without ending, or its full path. Where it fits
+nothing there, a path counts from the working folder, as it does for the public tools.
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 from library.core.errors import Problem, Problems
 from library.core.wording import some_of
 from library.data.captions.caption_files import split_lines
+from library.data.index.finder import PictureFinder, Place
 from library.data.index.metadata_json import TEXT_KEYS, first_of, read_entries, wrong_key
-from library.data.pictures.picture_kinds import list_images
+from library.data.index.within import is_full_path
 
 JOINT = ", "
 
@@ -36,21 +37,19 @@ class ListedPictures(NamedTuple):
     root: Path
     pictures: tuple[ListedPicture, ...]
     without_entry: tuple[str, ...]  # names of other pictures in the same folders and in the subset's own
-
-
-class Place(NamedTuple):
-    """Where a picture lies: the absolute path of its folder, and its file name."""
-
-    folder: str
-    name: str
+    from_here: tuple[str, ...]  # keys that fit only from the working folder
 
 
 class Matches(NamedTuple):
-    """What keys name: the key of each picture, the keys that name none, and what is wrong with the others."""
+    """What keys name: the key of each picture, the keys that name none, and what is wrong with the others.
+
+    `from_here` are keys that fit nothing below the folders from which keys count, but from the working folder.
+    """
 
     key_of: Mapping[Place, str]
     missing: Sequence[str]
     unclear: Sequence[Problem]
+    from_here: Sequence[str]
 
 
 def read_metadata(path: Path, problems: Problems) -> dict[str, str | None]:
@@ -79,14 +78,14 @@ def find_pictures(
         so their names are the same wherever that folder lies.
     """
     finder = PictureFinder(() if image_dir is None else (image_dir,))
-    key_of, missing, unclear = match_keys(keys, path, finder)
+    key_of, missing, unclear, from_here = match_keys(keys, path, finder)
     if missing:
         problems.extend(_report_missing(missing, len(keys), path, image_dir))
     problems.extend(unclear)
     base = finder.bases[0] if finder.bases else None
     root, named = _names_below(key_of, base, image_dir)
     pictures = [ListedPicture(named[place], keys[key]) for place, key in key_of.items()]
-    return ListedPictures(root, tuple(sorted(pictures)), finder.others_than(key_of))
+    return ListedPictures(root, tuple(sorted(pictures)), finder.others_than(key_of), tuple(from_here))
 
 
 def match_keys(keys: Iterable[str], path: Path, finder: PictureFinder) -> Matches:
@@ -94,8 +93,11 @@ def match_keys(keys: Iterable[str], path: Path, finder: PictureFinder) -> Matche
     keys_of: dict[Place, list[str]] = defaultdict(list)
     missing: list[str] = []
     unclear: list[Problem] = []
+    from_here: list[str] = []
     for key in keys:
-        found = finder.find(key)
+        found = finder.find_below(key)
+        if not found and (found := finder.find_here(key)):
+            from_here.append(key)
         if len(found) > 1:
             unclear.append(wrong_key(path, key, *_fits_several(found)))
         elif found:
@@ -106,93 +108,13 @@ def match_keys(keys: Iterable[str], path: Path, finder: PictureFinder) -> Matche
         if len(several) > 1:
             what = f"it names the same picture as the key {_some(several[:-1])}: {Path(*place)}"
             unclear.append(wrong_key(path, several[-1], what, "keep one of them"))
-    return Matches({place: several[0] for place, several in keys_of.items()}, missing, first_of(unclear, path))
+    key_of = {place: several[0] for place, several in keys_of.items()}
+    return Matches(key_of, missing, first_of(unclear, path), from_here)
 
 
-class _Folder:
-    """The pictures directly in one folder, by name and by stem."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        try:
-            return frozenset(list_images(Path(self._path)))
-        except (OSError, ValueError):  # not there, or a name that the file system cannot have
-            return frozenset()
-
-    @cached_property
-    def _by_stem(self) -> Mapping[str, list[str]]:
-        found: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self.names):
-            found[name.rpartition(".")[0]].append(name)
-        return dict(found)
-
-    def matching(self, name: str) -> Sequence[str]:
-        """A whole file name fits that file alone, also where it is another's stem."""
-        return [name] if name in self.names else self._by_stem.get(name, ())
-
-
-class PictureFinder:
-    """Looks keys up; every folder is listed once.
-
-    Args:
-        bases: the folders from which keys count that are no full paths.
-    """
-
-    def __init__(self, bases: Sequence[Path]) -> None:
-        self.bases = tuple(from_root(base) for base in bases)
-        self._folders: dict[str, _Folder] = {}  # by absolute path
-        self._absolute: dict[str, tuple[str, ...]] = {}  # by the folder part of keys
-
-    def know(self, folder: str, names: Iterable[str]) -> None:
-        """Takes the pictures directly in a folder, given by its absolute path, from one who has listed it."""
-        self._folders[folder] = known = _Folder(folder)
-        known.names = frozenset(names)
-
-    def find(self, key: str) -> list[Place]:
-        """Every picture that the key fits; with the slashes as they are, then all forward."""
-        for spelling in dict.fromkeys((key, key.replace("\\", "/"))):
-            part, name = os.path.split(spelling)
-            found = [
-                Place(folder, match) for folder in self._named(part) for match in self._folder(folder).matching(name)
-            ]
-            if found:
-                return found
-        return []
-
-    def shortest_name(self, place: Place) -> str:
-        """The name without its ending, where that leads to this picture and no other, or else the whole name."""
-        stem = place.name.rpartition(".")[0]
-        return stem if list(self._folder(place.folder).matching(stem)) == [place.name] else place.name
-
-    def others_than(self, known: Mapping[Place, object]) -> tuple[str, ...]:
-        """Pictures in the bases and in the folders of the known ones that are none of these; sorted by folder."""
-        folders = {*self.bases, *(folder for folder, _ in known)}
-        return tuple(
-            name
-            for folder in sorted(folders)
-            for name in sorted(self._folder(folder).names)
-            if Place(folder, name) not in known
-        )
-
-    def _named(self, part: str) -> tuple[str, ...]:
-        """The absolute folders that the folder part of a key may mean."""
-        if part not in self._absolute:
-            homes = ("",) if Path(part).is_absolute() else self.bases
-            self._absolute[part] = tuple(dict.fromkeys(from_root(Path(home, part)) for home in homes))
-        return self._absolute[part]
-
-    def _folder(self, path: str) -> _Folder:
-        if path not in self._folders:
-            self._folders[path] = _Folder(path)
-        return self._folders[path]
-
-
-def from_root(path: Path) -> str:
-    """The path from the root of the disk, without `..`; links stay as they are, since names are told by them."""
-    return os.path.normpath(path.absolute())
+def told_from_here(keys: Sequence[str]) -> str:
+    """What is told of keys that are found only from the working folder."""
+    return f"{len(keys)} keys fit only as paths from the working folder ({Path.cwd()}): {_some(keys)}"
 
 
 def _names_below(places: Iterable[Place], base: str | None, image_dir: Path | None) -> tuple[Path, dict[Place, str]]:
@@ -244,11 +166,6 @@ def _report_missing(missing: Sequence[str], total: int, path: Path, image_dir: P
             fix = f"{fix}; keys are stems, paths from that folder, or full paths"
         problems.append(Problem(what, str(path), fix))
     return problems
-
-
-def is_full_path(key: str) -> bool:
-    """Whether the key is a full path here or on another system."""
-    return key.startswith("/") or PureWindowsPath(key).is_absolute()
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -44,6 +44,7 @@ _OTHER_KINDS = {
     ),
     **dict.fromkeys((".ico", ".tga", ".dds", ".exr", ".hdr", ".ppm", ".pgm", ".pnm", ".qoi", ".apng"), _CONVERT),
 }
+_OTHER_ENDINGS = tuple(ending for ending in _OTHER_KINDS if ending not in IMAGE_EXTENSIONS)
 # Contents that are no picture we read, by how they begin; compared in lower case, without leading white space.
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS stands in its place; run git lfs pull"),
@@ -105,7 +106,12 @@ def other_pictures(folder: Path) -> list[str]:
     Raises:
         OSError: when the folder cannot be read.
     """
-    return _names_of_files(folder, tuple(ending for ending in _OTHER_KINDS if ending not in IMAGE_EXTENSIONS))
+    return _names_of_files(folder, _OTHER_ENDINGS)
+
+
+def is_other_picture_name(name: str) -> bool:
+    """Whether a file of this name is a picture by its ending but is not read, see `other_pictures`."""
+    return _has_ending(name, _OTHER_ENDINGS)
 
 
 def why_not_read(name: str) -> str:

@@ -35,7 +35,7 @@ def whole_picture(views: Views, record: int) -> tuple[bytes, bytes | None] | Non
         picture = load_picture(views.index.path(record), size, (0, 0, size.width, size.height))
     except UserError:
         return None
-    return _jpeg(picture.pixels), None if picture.alpha is None else png_of(picture.alpha)
+    return jpeg_of(picture.pixels), None if picture.alpha is None else png_of(picture.alpha)
 
 
 def training_pixels(views: Views, record: int, view: View) -> Pixels | None:
@@ -65,7 +65,7 @@ def one_use(views: Views, record: int, view: View, longest: int = LONGEST_SIDE) 
         Size(pixels.shape[1], pixels.shape[0]),
         longest if pixels.shape[1] == view.crop[2] - view.crop[0] else 2 * longest,
     )
-    return _jpeg(shrunk(pixels, size))
+    return jpeg_of(shrunk(pixels, size))
 
 
 def shrunk(pixels: Pixels, size: Size) -> Pixels:
@@ -73,7 +73,8 @@ def shrunk(pixels: Pixels, size: Size) -> Pixels:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _jpeg(pixels: Pixels) -> bytes:
+def jpeg_of(pixels: Pixels) -> bytes:
+    """The bytes of a JPEG file with these pixels, of the quality of small pictures."""
     return _encoded(pixels, "JPEG", quality=_JPEG_QUALITY, optimize=True)
 
 

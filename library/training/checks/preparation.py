@@ -13,6 +13,7 @@ from library.core.errors import Problem, Problems, UserError
 from library.core.wording import some_of
 from library.data.cache.cache_checks import LATENTS_FLAG, check_disk_cache
 from library.data.description.config import Description, read_description
+from library.data.index.finder import PictureFinder
 from library.data.index.index import ImageIndex, build_index
 from library.data.index.metadata import find_pictures
 from library.data.index.scan import SKIP
@@ -26,7 +27,7 @@ from library.options.data import DataOptions
 from library.options.preparation import LatentPreparationOptions
 from library.preparation.metadata_file import check_output, read_entries
 from library.training.checks.base_model import find_vae
-from library.training.prepared import VAE_PRECISION_OF
+from library.training.prepared_way import VAE_PRECISION_OF
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from library.models.vae_source import VaeIdentity
@@ -89,6 +90,8 @@ def check_preparation(options: LatentPreparationOptions) -> Preparation:
         raise UserError(_in_own_words(problem) for problem in problems)
     index, placements = pictures
     keys, broken = _keys_of(index, entries, Path(options.in_json))
+    if elsewhere := _elsewhere(entries, folders):
+        index = replace(index, notes=(*index.notes, f"{options.in_json}: {elsewhere}"))
     return Preparation(options, entries, index, placements, keys, broken, vae)
 
 
@@ -135,9 +138,12 @@ def _check_keys(
 ) -> None:
     """Keys must tell where their pictures are, and each folder must have some."""
     file = options.in_json
-    relative = [key for key in entries if not is_full_path(key)]
-    if relative and (len(folders) > 1 or options.full_path):
-        told = some_of(relative[:_NAMES_TOLD], len(relative))
+    relative = []
+    if len(folders) > 1 or options.full_path:
+        finder = PictureFinder(folders)  # paths from the working folder are clear, too
+        relative = [key for key in entries if not is_full_path(key) and not finder.only_here(key)]
+    if relative:
+        told = _some(relative)
         if len(folders) > 1:
             what = f"{len(relative)} keys are no full paths, and several folders are given from which they could count"
             fix = "give the one folder from which they count, or merge again with --full_path"
@@ -146,9 +152,15 @@ def _check_keys(
             fix = "leave --full_path out, or merge again with it"
         problems.add(f"{what}: {told}", f"{file}" if len(folders) > 1 else f"--full_path, {file}", fix)
         return
+    seen: dict[str, Path] = {}
     for folder in folders:
-        if entries and not entries_within(entries, folder):
-            told = some_of(list(entries)[:_NAMES_TOLD], len(entries))
+        own = entries_within(entries, folder)
+        if twice := [key for key in own if key in seen]:
+            what = f"{len(twice)} entries lie in {seen[twice[0]]} as well, by a link: {_some(twice)}"
+            problems.add(what, str(folder), "prepare one folder after the other")
+        seen.update(dict.fromkeys(own, folder))
+        if entries and not own:
+            told = _some(list(entries))
             what = f"no entry of {file} names a picture in it; its keys are {told}"
             problems.add(what, str(folder), "give the folder that was merged, or merge this one into the file as well")
 
@@ -184,8 +196,20 @@ def _check_pictures(options: LatentPreparationOptions, folders: Sequence[Path]) 
     # to open pictures takes as long here whatever is kept, and who trains is told then
     notes = [note for note in (*described.notes, *index.notes) if "--cache_info" not in note]
     notes += _without_entries(index, folders, options.recursive)
+    notes = [note.replace("are not trained", "are not prepared") for note in notes]
     left_out = tuple(_in_own_words(problem) for problem in index.left_out)
     return replace(index, notes=tuple(notes), left_out=left_out), placements
+
+
+def _elsewhere(entries: Entries, folders: Sequence[Path]) -> str | None:
+    """What is told of entries that are passed over; None where all lie in the folders."""
+    within = {key for folder in folders for key in entries_within(entries, folder)}
+    outside = [key for key in entries if key not in within]
+    return (
+        f"{len(outside)} entries lie in none of the folders, and stay as they are: {_some(outside)}"
+        if outside
+        else None
+    )
 
 
 def _in_folders(description: Description, folders: Sequence[Path]) -> Description:
@@ -209,7 +233,7 @@ def _without_entries(index: ImageIndex, folders: Sequence[Path], recursive: bool
             others = [] if os.path.realpath(part) in known else list_images(Path(part))
             if others:
                 what = f"{len(others)} pictures have no entry and are not prepared"
-                yield f"{part}: {what}: {some_of(others[:_NAMES_TOLD], len(others))}"
+                yield f"{part}: {what}: {_some(others)}"
 
 
 def _keys_of(index: ImageIndex, entries: Entries, file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -224,6 +248,10 @@ def _keys_of(index: ImageIndex, entries: Entries, file: Path) -> tuple[tuple[str
     subsets = index.subset.tolist()
     keys_by_record = tuple(found.pop((subset, name)) for subset, name in zip(subsets, index.names, strict=True))
     return keys_by_record, tuple(found.values())
+
+
+def _some(keys: Sequence[str]) -> str:
+    return some_of(list(keys[:_NAMES_TOLD]), len(keys))
 
 
 def _in_own_words(problem: Problem) -> Problem:

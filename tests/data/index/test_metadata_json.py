@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from library.core.errors import Problems, UserError
-from library.data.index.metadata import PictureFinder, Place, match_keys
+from library.data.index.finder import PictureFinder, Place
+from library.data.index.metadata import match_keys
 from library.data.index.metadata_json import check_object, read_entries
 from tests.data.data_helpers import save_picture
 
