@@ -33,7 +33,7 @@ from library.core.memory import peak_process_mib
 from library.options.captioning import FolderOptions, TaggerOptions
 from tests.captioning.tiny_tagger import make_wd_tagger
 
-SIDE = 96  # of the square pictures, in pixels
+SIDE = 256  # of the square pictures, in pixels
 VARIANTS = 64  # different pictures; their copies fill the folder
 WARM_UP = 50  # pictures
 FEW = 1000  # pictures, of the run whose memory is compared

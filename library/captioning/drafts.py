@@ -28,6 +28,7 @@ class Draft:
         self.file = file
         self._temporary = file.with_name(temporary_name(file.suffix))
         self._opened = self._temporary.open("wb")
+        self._is_renamed = False
         try:
             self._opened.write(text.encode("utf-8"))
             self._opened.flush()
@@ -45,9 +46,12 @@ class Draft:
     def rename(self) -> None:
         """Gives it its final name."""
         os.replace(self._temporary, self.file)
+        self._is_renamed = True
 
     def discard(self) -> None:
         """Removes it where it still has its temporary name."""
+        if self._is_renamed:
+            return
         try:
             self._opened.close()
         finally:

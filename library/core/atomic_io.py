@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -72,11 +73,13 @@ def size_on_disk(path: Path) -> int:
 
 def temporary_name(ending: str) -> str:
     """A name for what is not finished; no other process takes it, here or elsewhere, however long the final one is."""
-    return f"{TEMPORARY_MARK}{secrets.token_hex(4)}-{_host()}-{os.getpid()}{ending}"
+    process = os.getpid()
+    return f"{TEMPORARY_MARK}{secrets.token_hex(4)}-{_host(process)}-{process}{ending}"
 
 
-def _host() -> str:
-    """Stands for the place where a process number means something: the machine, and the container on it."""
+@functools.lru_cache(maxsize=1)
+def _host(process: int) -> str:
+    """Stands for the place where the number of this process means something: the machine, and the container on it."""
     place = socket.gethostname()
     with suppress(OSError):  # Linux alone has it
         place += str(Path("/proc/self/ns/pid").readlink())
@@ -94,7 +97,7 @@ def is_left_over(entry: os.DirEntry[str], ending: str) -> bool:
         return False
     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY:
         return True
-    return name["host"] == _host() and not _is_alive(int(name["process"]))
+    return name["host"] == _host(os.getpid()) and not _is_alive(int(name["process"]))
 
 
 def _is_alive(process: int) -> bool:
