@@ -348,4 +348,4 @@ def test_two_processes_share_the_work(
     result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 1, result.stderr  # the launcher's own; its report has the code of the one that tells
     assert "1 thing could not be done" in result.stderr and "3 pictures of 4 entries prepared" in result.stderr
-    assert "exitcode  : 3" in result.stderr and "<NO_OTHER_FAILURES>" in result.stderr
+    assert "exitcode  : 3" in result.stderr
