@@ -36,9 +36,6 @@ from library.training.run import Run
 
 log = get_logger(__name__)
 
-_TEXT_FLAG = "--cache_text_encoder_outputs"
-_DISK_FLAG, _TRUST_FLAG = "--cache_latents_to_disk", "--trust_foreign_latents"
-
 
 def make_latent_store(
     run: Run, views: Views, encoder: LatentEncoder, accelerator: Accelerator

@@ -10,10 +10,10 @@ from pathlib import Path
 from library.checkpoint.hub_client import Hub, HubError, Repository, found_token, is_offline, waiting_at_most
 from library.checkpoint.naming import STATE_MANIFEST, has_foreign_names
 from library.core.errors import Problems, UserError, nearest_name
+from library.core.hub_names import is_repo_id
 from library.core.log import get_logger
 from library.core.secrets import taken_secret
 from library.core.wording import some_of
-from library.models.hub import is_repo_id
 from library.options.keeping import KeepingOptions
 from library.options.upload import REPO_TYPES, TOKEN_PLACES, UploadOptions
 
