@@ -1,8 +1,10 @@
-"""From a fresh copy of this folder to a trained file, in one command:
+"""From a fresh copy of this folder to a picture of what was learned, in one command:
 
     python tools/quickstart.py
+    python tools/quickstart.py --method dreambooth --new_thing crescent
 
-Makes the environment in .venv, trains a LoRA on the pictures in tests/fixtures/photos and shows what came out.
+Makes the environment in .venv, draws a dozen pictures of something that the small model in examples/toy_world has never
+seen, trains it on them, and shows what the model draws before and after.
 """
 
 from __future__ import annotations
@@ -10,46 +12,75 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from bootstrap import ROOT, RUNTIME, BootstrapError, ensure_environment, installed_version, run_tool, say, venv_python
+from quickstart_recipes import (
+    MODEL,
+    NAME,
+    RECIPES,
+    THINGS,
+    Recipe,
+    class_folder,
+    format_command,
+    next_steps,
+    on_windows,
+    pictures_folder,
+    real_arguments,
+    sample_interval,
+    training_arguments,
+    word_of,
+)
 
-PHOTOS = Path("tests/fixtures/photos")
-NAME = "quickstart_lora"
-STEPS = 30
-_SHARE_OF_STEPS_AVERAGED = 5  # the loss of single steps jumps with their noise level; compare means of a fifth each
-_LOSS_KEY = "loss/current"
-_LORA_MODULE_MARK = ".lora_down.weight"
+SHOW = "examples/toy_world/show.py"
+LESSON = "quickstart.json"  # what the run is about, for `SHOW`
+PICTURES = 12
+_PATIENCE = 60  # seconds in which an interrupted training may save and end
 
 
 def main() -> int:
-    """Installs, trains, shows the result."""
+    """Installs, draws, trains, shows the result."""
     options = _parse()
-    output: Path = options.output
+    recipe = RECIPES[options.method]
+    new_thing: str = options.new_thing or recipe.new_thing
+    thing = THINGS[new_thing]
+    folder: Path = options.output / f"{options.method}-{new_thing}"
+    steps: int = options.steps or recipe.steps
     say("1. The environment")
-    python = ensure_environment(ROOT, RUNTIME)
+    python = str(ensure_environment(ROOT, RUNTIME))
     say("   ready")
-
-    say("\n2. A model to train on")
+    _require_model()
     environment = _environment(options.device)
-    model = output / "tiny_sd1.safetensors"
-    _run([str(python), "tools/make_tiny_model.py", "sd1", str(model)], environment, "the tiny model could not be made")
-    say(f"   {model}: a toy with the layout of Stable Diffusion 1.5 and random content")
+    arguments = training_arguments(recipe, thing, folder, steps)
+    lesson = lesson_of(options.method, new_thing, folder, arguments)
 
-    say(f"\n3. Training a LoRA on the {_picture_count()} pictures in {PHOTOS.as_posix()} ({STEPS} steps)")
-    arguments = training_arguments(model, output)
-    _run([str(python), *arguments], environment, "the training did not finish")
-    _show_result(output, arguments)
+    say(f"\n2. {PICTURES} pictures of something new: {thing.spoken}")
+    _write_lesson(folder, lesson)
+    _run([python, SHOW, "prepare", folder.as_posix()], environment, "the pictures could not be drawn")
+
+    say(f"\n3. Training {recipe.title} on the toy world, a small Stable Diffusion ({steps} updates)\n")
+    began = time.monotonic()
+    _run([python, *arguments], environment, "the training did not finish")
+    lesson["seconds"] = round(time.monotonic() - began, 1)
+
+    say("\n4. Before and after")
+    _write_lesson(folder, lesson)
+    _run([python, SHOW, "results", folder.as_posix()], environment, "the result could not be shown")
+    _tell_what_next(recipe, lesson)
     return 0
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=tuple(RECIPES), default="lora", help="what to train (default: lora)")
+    parser.add_argument(
+        "--new_thing", choices=tuple(THINGS), help="what to teach; default: what the method learns well"
+    )
+    parser.add_argument("--steps", type=_count, metavar="N", help="number of updates; default: what the method needs")
     parser.add_argument(
         "--device", choices=("auto", "cpu"), default="auto", help="auto takes the graphics card when there is one"
     )
@@ -57,6 +88,53 @@ def _parse() -> argparse.Namespace:
         "--output", type=Path, default=Path("output/quickstart"), help="folder for the results, below this project"
     )
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
+
+
+def lesson_of(method: str, new_thing: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """All that is needed to draw the pictures of a run and to show its result; goes into `LESSON`."""
+    recipe, thing = RECIPES[method], THINGS[new_thing]
+    steps = int(arguments[arguments.index("--max_train_steps") + 1])
+    return {
+        "method": method,
+        "new_thing": new_thing,
+        "title": recipe.title,
+        "spoken": thing.spoken,
+        "words": word_of(recipe, thing),
+        "class_word": thing.class_word,
+        "model": MODEL.as_posix(),
+        "count": PICTURES,
+        "pictures": pictures_folder(folder, recipe, thing).as_posix(),
+        "class_pictures": class_folder(folder, thing).as_posix() if recipe.has_class_pictures else None,
+        "trained": (folder / f"{NAME}{recipe.ending}").as_posix(),
+        "steps": steps,
+        "sampled_every": sample_interval(steps),
+        "strength": recipe.strength,
+        "arguments": arguments,
+        "command": format_command(_shown_python(), arguments, on_windows()),
+        "next": next_steps(recipe),
+        "real_command": format_command(_shown_python(), real_arguments(recipe), on_windows()),
+        "seconds": None,
+    }
+
+
+def _require_model() -> None:
+    if not (ROOT / MODEL).is_file():
+        fix = f"get it from the repository (git checkout -- {MODEL.as_posix()}), or make it with"
+        raise BootstrapError(f"{MODEL} is missing", f"{fix} {_shown_python()} examples/toy_world/build.py")
+
+
+def _write_lesson(folder: Path, lesson: dict[str, Any]) -> None:
+    path = ROOT / folder / LESSON
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(lesson, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -67,95 +145,29 @@ def _environment(device: str) -> dict[str, str]:
     return environment
 
 
-def training_arguments(model: Path, output: Path) -> list[str]:
-    """The training command, without the Python in front."""
-    return [
-        "train_network.py",
-        "--pretrained_model_name_or_path", model.as_posix(),
-        "--train_data_dir", PHOTOS.as_posix(),
-        "--resolution", "128",
-        "--enable_bucket",
-        "--min_bucket_reso", "64",
-        "--cache_latents",
-        "--train_batch_size", "1",
-        "--max_train_steps", str(STEPS),
-        "--learning_rate", "1e-3",
-        "--network_dim", "4",
-        "--seed", "42",
-        "--output_dir", output.as_posix(),
-        "--output_name", NAME,
-        "--logging_dir", (output / "logs").as_posix(),
-        "--overwrite",
-    ]  # fmt: skip
-
-
 def _run(command: list[str], environment: dict[str, str], failure: str) -> None:
-    if subprocess.run(command, cwd=ROOT, env=environment).returncode != 0:
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal tells both; the other saves what it has and ends by itself
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+            raise
+    if code != 0:
         raise BootstrapError(f"{failure} (its message stands above)", "python tools/doctor.py checks the environment")
 
 
-def _picture_count() -> int:
-    return sum(1 for path in (ROOT / PHOTOS).iterdir() if path.suffix in (".jpg", ".png", ".webp"))
-
-
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
-def _show_result(output: Path, arguments: list[str]) -> None:
-    trained = ROOT / output / f"{NAME}.safetensors"
-    if not trained.is_file():
-        raise BootstrapError(f"the training ended but {trained} is not there", "python tools/doctor.py")
-    modules = sum(1 for key in safetensors_keys(trained) if key.endswith(_LORA_MODULE_MARK))
-    say("\n4. What came out")
-    say(f"   file   {output / trained.name}, {trained.stat().st_size / 1024:.0f} KiB, {modules} LoRA modules")
-    change = loss_change(read_log(output_log(ROOT / output)))
-    if change is not None:
-        say(f"   loss   {change[0]:.3f} over the first steps, {change[1]:.3f} over the last")
-    say(f"   logs   {output / 'logs'} (show them: {_shown_python()} -m tensorboard.main --logdir {output / 'logs'})")
-    say("\nThis proves that everything works from picture to file. It is no art yet: the toy model knows nothing,")
-    say("so the file is of no use in a picture program. For a real LoRA, run the same command with your own model and")
-    say("pictures: change the path of the model, --train_data_dir, --resolution (512), --max_train_steps (1500) and")
-    say("--learning_rate (1e-4), and on a graphics card add --mixed_precision fp16.\n")
-    say(format_command(_shown_python(), arguments, windows=os.name == "nt"))
+def _tell_what_next(recipe: Recipe, lesson: dict[str, Any]) -> None:
+    say(f"\n5. The same with a real model\n\nThis was the command of {lesson['seconds']:.0f} seconds:\n")
+    say(lesson["command"])
+    say()
+    for number, words in enumerate(next_steps(recipe), start=1):
+        say(f"{number}. {words}")
+    say(f"\n{lesson['real_command']}")
     if _has_idle_card():
         say("\nThis build of torch cannot use the NVIDIA card of this machine: python tools/doctor.py tells the mend.")
-
-
-def safetensors_keys(path: Path) -> list[str]:
-    """Names of the tensors of a .safetensors file: 8 bytes of length (little endian), then a JSON table."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        table: dict[str, Any] = json.loads(file.read(length))
-    return [key for key in table if key != "__metadata__"]
-
-
-def output_log(output: Path) -> Path:
-    """The log of the run, one JSON object a line."""
-    return output / f"{NAME}-log.jsonl"
-
-
-def read_log(path: Path) -> list[float]:
-    """The loss of every step in a run's log; empty when there is no log."""
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [float(row[_LOSS_KEY]) for row in rows if _LOSS_KEY in row]
-
-
-def loss_change(losses: list[float]) -> tuple[float, float] | None:
-    """Mean loss of the first and of the last fifth of the steps; None when there are too few."""
-    count = len(losses) // _SHARE_OF_STEPS_AVERAGED
-    if count == 0:
-        return None
-    return sum(losses[:count]) / count, sum(losses[-count:]) / count
-
-
-def format_command(python: str, arguments: list[str], windows: bool) -> str:
-    """The command as one types it: on Windows in one line, elsewhere one option a line."""
-    if windows:
-        return subprocess.list2cmdline([python, *arguments])
-    words = [shlex.quote(word) for word in arguments]
-    return f"{python} " + " ".join(f"\\\n    {word}" if word.startswith("--") else word for word in words)
 
 
 def _shown_python() -> str:

@@ -6,6 +6,7 @@ they cost a fraction of the time, because a model this small mostly waits.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,12 @@ def draw(
     """One picture for each prompt and seed: (count, height, width, 3), 0 to 255.
 
     Args:
+        prompts: those of a batch are read with as many pieces of 75 tokens as the longest of them needs.
         reader: knows further words, clip skip and so on; by default what the model was trained with.
         schedule: by default that of the model.
     """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
     reader = reader or PromptReader.of(model.family, TextOptions())
     schedule = schedule or NoiseSchedule(tuple(scaled_linear_alphas_cumprod().tolist()), model.prediction_type)
     parts = [
@@ -97,11 +101,14 @@ def _draw_batch(
     sampler = make_sampler(way.sampler, schedule)
     set_steps(sampler, way.steps)
     size = Size(way.width, way.height)
-    latents = torch.cat([initial_noise(noise_generator(seed), size) for seed in seeds]) * sampler.init_noise_sigma
+    draws = [noise_generator(seed) for seed in seeds]
+    latents = torch.cat([initial_noise(one, size) for one in draws]) * sampler.init_noise_sigma
+    # some samplers add noise: each picture's comes from its own generator, as if it were alone
+    drawing = {"generator": draws} if "generator" in inspect.signature(sampler.step).parameters else {}
     for time in sampler.timesteps:
         noisy = sampler.scale_model_input(latents, time)
         plain, led = model.unet(torch.cat([noisy, noisy]), time, torch.cat([without, states[1:]])).sample.chunk(2)
-        latents = sampler.step(plain + way.scale * (led - plain), time, latents, return_dict=False)[0]
+        latents = sampler.step(plain + way.scale * (led - plain), time, latents, return_dict=False, **drawing)[0]
     return as_pictures(model.vae.decode(latents / VAE_SCALING_FACTOR).sample)
 
 

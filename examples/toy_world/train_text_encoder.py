@@ -8,7 +8,6 @@ strewn in, so that one that means nothing here does not disturb the others.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,16 +16,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from examples.toy_world.captions import PARTS, UNSAID, partly_said, random_caption
+from examples.toy_world.recipe import Build, seeded
 from examples.toy_world.stages import Stage, run_stage
 from examples.toy_world.world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
 from library.core.randomness import NO_EPOCH, derived_seed, generator
 from library.models.topology import text_config
 from library.text.tokenizer import CaptionTokenizer
 
-STAGE = Stage("text_encoder", steps=1100, rate=1e-3)
+STAGE = Stage("text_encoder", steps=1100, rate=1e-3, code=("world", "captions", "train_text_encoder"))
 HIDDEN = 48
 BATCH = 64
-_SHORT, _FULL = 32, 77  # tokens of a row; the longest caption has 21
+_SHORT, _FULL = 32, 77  # tokens of a row
+LONGEST_CAPTION = 21  # tokens, with start and end
 _SHORT_ROWS = 0.75  # share of the steps, because short rows are faster
 _STREWN = 0.2  # share of captions with random words
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -55,15 +56,15 @@ class _Reader(nn.Module):
         ]
 
 
-def trained_text_encoder(seed: int, folder: Path) -> CLIPTextModel:
+def trained_text_encoder(build: Build) -> CLIPTextModel:
     """The trained encoder, in float32."""
     tokenize = CaptionTokenizer("sd1")
-    torch.manual_seed(derived_seed(seed, NO_EPOCH, "text encoder", "weights"))
-    encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config("sd1", HIDDEN, 4 * HIDDEN)))
-    reader = _Reader(encoder)
+    with seeded(derived_seed(build.seed, NO_EPOCH, "text encoder", "weights")):
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_config("sd1", HIDDEN, 4 * HIDDEN)))
+        reader = _Reader(encoder)
 
     def loss_of(step: int) -> Tensor:
-        draw = generator(seed, step, "text encoder", "captions")
+        draw = generator(build.seed, step, "text encoder", "captions")
         scenes = [partly_said(random_scene(draw), draw) for _ in range(BATCH)]
         ids = tokenize([random_caption(scene, draw) for scene in scenes])[0][:, 0]
         ids = _strewn(ids, draw)[:, : _SHORT if draw.random() < _SHORT_ROWS else _FULL]
@@ -72,7 +73,7 @@ def trained_text_encoder(seed: int, folder: Path) -> CLIPTextModel:
         positions = ends + (behind * (ids.shape[1] - ends)).long()
         return torch.stack(reader.losses(ids, ends, positions, _numbers(scenes))).mean()
 
-    run_stage(STAGE, reader, loss_of, folder)
+    run_stage(STAGE, reader, loss_of, build)
     return encoder
 
 

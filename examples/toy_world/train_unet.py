@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from transformers import CLIPTextModel
 
 from examples.toy_world.captions import partly_said, random_caption
 from examples.toy_world.cpu_layers import use_fast_norms, use_plain_attention
+from examples.toy_world.recipe import Build, seeded
 from examples.toy_world.stages import Stage, run_stage
 from examples.toy_world.train_text_encoder import HIDDEN
 from examples.toy_world.train_vae import as_tensor
@@ -28,7 +28,8 @@ from library.models.stable_diffusion import VAE_SCALING_FACTOR
 from library.models.topology import TEXT_POSITIONS, unet_config
 from library.text.tokenizer import CaptionTokenizer
 
-STAGE = Stage("unet", steps=5600, rate=1e-3, average=0.998)
+_CODE = ("world", "captions", "cpu_layers", "train_unet")
+STAGE = Stage("unet", steps=2800, rate=1e-3, average=0.998, horizon=5600, cool_down=1000, code=_CODE)
 WIDTHS = (64, 96, 64, 64)
 BATCH = 48
 SHARES = (0.72, 0.08, 0.08, 0.03, 0.03, 0.04, 0.02)  # of `PICTURE_SIZES`
@@ -53,15 +54,21 @@ class Pictures:
     states: Tensor
 
 
-def trained_unet(seed: int, vae: AutoencoderKL, text_encoder: CLIPTextModel, folder: Path) -> UNet2DConditionModel:
-    """The trained U-Net, in float32."""
-    data = [
-        _pictures(seed, vae, text_encoder, size, round(_PICTURES * share))
-        for size, share in zip(PICTURE_SIZES, SHARES, strict=True)
-    ]
+def trained_unet(build: Build, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> UNet2DConditionModel:
+    """The trained U-Net, in float32; the other two networks are those that it will work with."""
+    seed = build.seed
+
+    @cache
+    def data() -> list[Pictures]:  # made at the first step: a finished stage needs none
+        print(f"unet: drawing {build.part(_PICTURES)} pictures", flush=True)
+        counts = (build.part(round(_PICTURES * share)) for share in SHARES)
+        return [
+            _pictures(seed, vae, text_encoder, size, count) for size, count in zip(PICTURE_SIZES, counts, strict=True)
+        ]
+
     unsaid = _states(text_encoder, [""])[0].float()
-    torch.manual_seed(derived_seed(seed, NO_EPOCH, "unet", "weights"))
-    unet = UNet2DConditionModel(**unet_config("sd1", WIDTHS, HIDDEN)).to(memory_format=torch.channels_last)
+    with seeded(derived_seed(seed, NO_EPOCH, "unet", "weights")):
+        unet = UNet2DConditionModel(**unet_config("sd1", WIDTHS, HIDDEN)).to(memory_format=torch.channels_last)
     use_fast_norms(unet)
     use_plain_attention(unet)
     alphas = scaled_linear_alphas_cumprod().float()
@@ -70,22 +77,22 @@ def trained_unet(seed: int, vae: AutoencoderKL, text_encoder: CLIPTextModel, fol
 
     def loss_of(step: int) -> Tensor:
         draw = generator(seed, step, "unet", "step")
-        of = data[int(draw.choice(len(data), p=SHARES))]
+        of = data()[int(draw.choice(len(SHARES), p=SHARES))]
         chosen = torch.from_numpy(draw.integers(0, len(of.means), BATCH))
         states = of.states[torch.from_numpy(draw.integers(0, _CAPTIONS, BATCH)), chosen].float()
         states[torch.from_numpy(draw.random(BATCH) < _SAY_NOTHING)] = unsaid
-        torch.manual_seed(derived_seed(seed, step, "unet", "noise"))
         means = of.means[chosen]
-        latents = (means + of.deviations[chosen] * torch.randn_like(means)) * VAE_SCALING_FACTOR
-        noise = torch.randn_like(means)
-        # one time from each part of the range: the loss of a step jumps less
-        times = ((torch.arange(BATCH) + torch.rand(BATCH)) * (len(alphas) / BATCH)).long()
+        with seeded(derived_seed(seed, step, "unet", "noise")):
+            latents = (means + of.deviations[chosen] * torch.randn_like(means)) * VAE_SCALING_FACTOR
+            noise = torch.randn_like(means)
+            # one time from each part of the range: the loss of a step jumps less
+            times = ((torch.arange(BATCH) + torch.rand(BATCH)) * (len(alphas) / BATCH)).long()
         noisy = add_noise(latents, noise, alphas[times]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             told = unet(noisy, times, states).sample.float()
         return ((told - noise).pow(2).mean((1, 2, 3)) * weights[times]).mean()
 
-    run_stage(STAGE, unet, loss_of, folder)
+    run_stage(STAGE, unet, loss_of, build, before=(vae, text_encoder))
     return unet
 
 

@@ -6,6 +6,7 @@ pixels whatever the picture's size, so that a larger picture shows more of the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ COLOURS: dict[str, Rgb] = {
 }
 BACKGROUNDS = ("paper", "sky", "meadow", "desert", "night", "tiles", "stripes")
 PLACES = {"left": 0.28, "centre": 0.5, "right": 0.72}  # the middle of the shape, as a share of the picture's width
-SIZES = {"small": 0.36, "large": 0.56}  # the shape's side, as a share of the picture's shorter side
+SIZES = {"small": 0.42, "large": 0.56}  # the shape's side, as a share of the picture's shorter side
 PICTURE_SIZES = ((64, 64), (96, 64), (64, 96), (128, 64), (64, 128), (96, 96), (128, 128))  # width, height
 
 _OVERSAMPLING = 4
@@ -54,18 +55,27 @@ def random_scene(draw: np.random.Generator) -> Scene:
     return Scene(one(SHAPES), one(COLOURS), one(BACKGROUNDS), one(PLACES), one(SIZES))
 
 
-def draw_scene(scene: Scene, width: int, height: int, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture of a scene: (height, width, 3), 0 to 255."""
+def draw_scene(
+    scene: Scene, width: int, height: int, draw: np.random.Generator, sizes: Mapping[str, float] = SIZES
+) -> NDArray[np.uint8]:
+    """The picture of a scene: (height, width, 3), 0 to 255.
+
+    Args:
+        sizes: what "small" and "large" mean; the world's own by default.
+    """
     canvas = background(scene.background, width, height, draw)
-    stamp(canvas, shape_mask(scene.shape), COLOURS[scene.colour], scene.place, scene.size, draw)
+    stamp(canvas, shape_mask(scene.shape), COLOURS[scene.colour], scene.place, sizes[scene.size], draw)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def stamp(canvas: Floats, outline: Image.Image, colour: Rgb, place: str, size: str, draw: np.random.Generator) -> None:
+def stamp(
+    canvas: Floats, outline: Image.Image, colour: Rgb, place: str, size: float, draw: np.random.Generator
+) -> None:
     """Draws a shape onto a canvas of (height, width, 3), at a place and in a size that vary a little.
 
     Args:
         outline: the shape in white on black, in mode "L", as `shape_mask` gives it.
+        size: one of the values of `SIZES`.
     """
     cover, rows, columns = placed(canvas.shape[1], canvas.shape[0], outline, place, size, draw)
     shade = np.asarray(colour, np.float32) + draw.uniform(-6, 6, 3).astype(np.float32)
@@ -73,10 +83,10 @@ def stamp(canvas: Floats, outline: Image.Image, colour: Rgb, place: str, size: s
 
 
 def placed(
-    width: int, height: int, outline: Image.Image, place: str, size: str, draw: np.random.Generator
+    width: int, height: int, outline: Image.Image, place: str, size: float, draw: np.random.Generator
 ) -> tuple[Floats, slice, slice]:
     """Where a shape lies: how much of each pixel it covers (0 to 1), and the rows and columns of those pixels."""
-    side = round(SIZES[size] * min(width, height) * draw.uniform(0.94, 1.06))
+    side = round(size * min(width, height) * draw.uniform(0.94, 1.06))
     middle = width * (PLACES[place] + draw.uniform(-0.03, 0.03)), height * (0.5 + draw.uniform(-0.08, 0.08))
     left = round(float(np.clip(middle[0] - side / 2, 1, width - side - 1)))
     top = round(float(np.clip(middle[1] - side / 2, 1, height - side - 1)))

@@ -1,0 +1,145 @@
+"""What the tests of learning share: a run of a real script on the toy world's model, and pictures of what came out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.toy_world.drawing import MODEL, WAY, Way, draw, load_model
+from examples.toy_world.judge import Judge
+from examples.toy_world.novelties import (
+    BRICKS,
+    CRESCENT,
+    TEAL,
+    TEAL_PAINT,
+    Novelty,
+    bricks,
+    crescent,
+    examples_of,
+    write_examples,
+)
+from examples.toy_world.world import Scene, random_scene
+from library.core.randomness import NO_EPOCH, generator
+from library.models.stable_diffusion import StableDiffusion
+from networks.lora import create_network_from_weights
+
+Pictures = NDArray[np.uint8]  # (count, height, width, 3)
+
+_USUAL_WORDS = (
+    *("--resolution", "64,64", "--train_batch_size", "4", "--mixed_precision", "no", "--cache_latents"),
+    *("--max_data_loader_n_workers", "0"),
+)
+
+
+def toy_model() -> Path:
+    """The trained model that all start from; SD_ATELIER_TOY_MODEL names another."""
+    path = Path(os.environ.get("SD_ATELIER_TOY_MODEL", MODEL))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the toy world's model is missing; examples/toy_world/build.py makes it")
+    return path
+
+
+def train(script: str, folder: Path, words: Sequence[str], seed: int) -> Path:
+    """Trains in this process; what is said twice counts as it is said last.
+
+    Args:
+        script: such as "train_network".
+        folder: where the trained file goes.
+        words: beyond the usual ones: the pictures, how much and how fast to learn.
+
+    Returns:
+        The trained file.
+    """
+    usual = ("--pretrained_model_name_or_path", str(toy_model()), "--output_dir", str(folder), *_USUAL_WORDS)
+    importlib.import_module(script).main([*usual, "--seed", str(seed), *words])
+    (trained,) = folder.glob("last.*")
+    return trained
+
+
+@cache
+def base_model() -> StableDiffusion:
+    """The model before any training; nobody may change it."""
+    return load_model(toy_model())
+
+
+def trained_model(path: Path) -> StableDiffusion:
+    """The whole model that fine_tune.py or train_db.py made."""
+    return load_model(path)
+
+
+def base_copy() -> StableDiffusion:
+    """The base with a U-Net and a text encoder that may be changed."""
+    base = base_model()
+    return replace(base, unet=deepcopy(base.unet), text_encoder=deepcopy(base.text_encoder))
+
+
+def with_lora(path: Path, multiplier: float = 1.0) -> StableDiffusion:
+    """The base with a trained LoRA, at a strength."""
+    model = base_copy()
+    network, tensors = create_network_from_weights(multiplier, path, model.vae, model.text_encoder, model.unet)
+    network.load_tensors(tensors, str(path))
+    network.apply_to(model.text_encoder, model.unet)
+    network.eval().requires_grad_(False)
+    return model
+
+
+def write_novelty(novelty: Novelty, folder: Path, seed: int, count: int = 10) -> Path:
+    """Writes pictures of something new with their captions; a plain folder, as `--train_data_dir` takes it."""
+    write_examples(examples_of(novelty, count, seed), folder)
+    return folder
+
+
+def scenes_of(count: int, seed: int = 1000) -> list[Scene]:
+    """Scenes to ask for, the same for the same seed; no training picture has that seed."""
+    draws = generator(seed, NO_EPOCH, "scenes", "prompts")
+    return [random_scene(draws) for _ in range(count)]
+
+
+def prompts_of(novelty: Novelty, count: int, seed: int = 1000) -> list[str]:
+    """Prompts that ask for something new in scenes that vary."""
+    return [novelty.prompt(scene) for scene in scenes_of(count, seed)]
+
+
+def pictures_of(model: StableDiffusion, prompts: Sequence[str], way: Way = WAY, first_seed: int = 0) -> Pictures:
+    """A picture for each prompt, from the seeds `first_seed`, `first_seed` + 1, …; see `drawing.draw` for the rest."""
+    return draw(model, prompts, range(first_seed, first_seed + len(prompts)), way)
+
+
+@cache
+def judge_of(novelty: Novelty | None) -> Judge:
+    """The judge that knows one new thing by its name beside the world; None is the judge of the world."""
+    if novelty == CRESCENT:
+        return Judge(shapes={CRESCENT.name: crescent()})
+    if novelty == TEAL_PAINT:
+        return Judge(colours={TEAL_PAINT.name: TEAL})
+    if novelty == BRICKS:
+        return Judge(backgrounds={BRICKS.name: [bricks(64, 64).astype(np.uint8)]})
+    if novelty is None:
+        return Judge()
+    raise KeyError(novelty.name)  # the toadstool has no single outline or colour: judge.likeness
+
+
+def picture_share(pictures: Pictures, judge: Judge, part: str, words: str | Sequence[str]) -> float:
+    """The share of the pictures in which a part of the verdict is the word asked for, 0 to 1.
+
+    Args:
+        part: "shape", "colour", "background" or "place".
+        words: one for all pictures, or one for each.
+    """
+    asked = [words] * len(pictures) if isinstance(words, str) else words
+    right = [getattr(judge(picture), part) == word for picture, word in zip(pictures, asked, strict=True)]
+    return sum(right) / len(right)
+
+
+def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24, first_seed: int = 0) -> float:
+    """The share of prompts for something new that a model answers with it, 0 to 1."""
+    pictures = pictures_of(model, prompts_of(novelty, count), first_seed=first_seed)
+    return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
