@@ -14,7 +14,7 @@ MODEL = Path("examples/toy_world/toy_world.safetensors")
 NAME = "quickstart"  # of the trained file
 PICTURES, CLASS_PICTURES, PROMPTS = "pictures", "class_pictures", "prompts.txt"  # in the folder of a run
 _REPEATS = 10
-_SAMPLED = 5  # times on the way
+_SAMPLED = 4  # times on the way
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recipe:
         real: what the command line for a real model says of the method.
         guide: the page that goes on from here.
         ending: of the trained file.
-        has_class_pictures: whether pictures of the class are trained beside those of the thing.
+        has_class_pictures: whether pictures of what must not change are trained beside those of the thing.
         takes_new_word: whether the thing has to have a word of its own.
     """
 
@@ -84,23 +84,24 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "lora": Recipe(
             title="a LoRA",
             script="train_network.py",
-            steps=400,
-            new_thing="toadstool",
+            steps=280,
+            new_thing="crescent",
             words=(
-                *("--network_dim", "16", "--network_alpha", "16", "--network_args", "conv_dim=16", "conv_alpha=16"),
+                *("--network_dim", "16", "--network_alpha", "16"),
                 *("--network_train_unet_only", "--cache_text_encoder_outputs"),
-                *("--learning_rate", "2e-3", "--lr_scheduler", "cosine"),
+                *("--prior_loss_weight", "0.5", "--learning_rate", "1.5e-3"),
             ),
             strength="the strength at which the file is used",
             use="the folder of LoRA files of your picture program",
             real=("--network_dim", "16", "--network_alpha", "8", "--learning_rate", "1e-4"),
             guide="docs/train_network.md",
+            has_class_pictures=True,
         ),
         "dreambooth": Recipe(
             title="a whole model by DreamBooth",
             script="train_db.py",
             steps=300,
-            new_thing="toadstool",
+            new_thing="crescent",
             words=("--learning_rate", "3e-4", "--stop_text_encoder_training", "0"),
             strength=_OF_WHOLE_MODELS,
             use=_MODEL_FOLDER,
@@ -112,12 +113,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             title="a whole model by fine-tuning",
             script="fine_tune.py",
             steps=300,
-            new_thing="toadstool",
+            new_thing="crescent",
             words=("--learning_rate", "3e-4", "--cache_text_encoder_outputs"),
             strength=_OF_WHOLE_MODELS,
             use=_MODEL_FOLDER,
             real=("--shuffle_caption", "--learning_rate", "5e-6"),
             guide="docs/fine_tune.md",
+            has_class_pictures=True,
         ),
         "textual_inversion": Recipe(
             title="a new word by Textual Inversion",

@@ -17,7 +17,7 @@ from examples.toy_world.novelties import (
     regularisation_examples,
     write_examples,
 )
-from examples.toy_world.world import Scene, random_scene
+from examples.toy_world.world import Scene, draw_scene, random_scene
 from library.core.errors import UserError
 from library.core.randomness import NO_EPOCH, generator
 
@@ -48,7 +48,7 @@ class Lesson:
         words: how captions call it.
         class_word: the word of the world for what resembles it most.
         count: pictures that are taught.
-        class_pictures: folder of the pictures of the class; None where none are trained.
+        class_pictures: folder of the pictures of what must not change; None where none are trained.
         sampled_every: updates between the sample pictures of the training.
         strength: what the strengths of the picture mean.
         arguments, command: the command line of the training, as words and as one types it.
@@ -137,9 +137,18 @@ def prepare(lesson: Lesson, folder: Path) -> list[Example]:
     examples = taught_examples(lesson)
     write_examples(examples, lesson.pictures)
     if lesson.class_pictures is not None:
-        class_examples = regularisation_examples(lesson.novelty, lesson.count, SEED, (SIDE, SIDE))
-        write_examples(class_examples, lesson.class_pictures)
+        write_examples(known_examples(lesson), lesson.class_pictures)
     (folder / PROMPTS).write_text("".join(f"{line}\n" for line in _sample_lines(lesson)), encoding="utf-8")
+    return examples
+
+
+def known_examples(lesson: Lesson) -> list[Example]:
+    """Pictures of what must not change: of what resembles the new thing most, and twice as many of all the world."""
+    examples = regularisation_examples(lesson.novelty, lesson.count, SEED, (SIDE, SIDE))
+    for number in range(2 * lesson.count):
+        draw = generator(SEED, NO_EPOCH, f"known {number}", "quickstart")
+        scene = random_scene(draw)
+        examples.append(Example(draw_scene(scene, SIDE, SIDE, draw), sentence(scene)))
     return examples
 
 

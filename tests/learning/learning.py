@@ -143,3 +143,9 @@ def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24, fir
     """The share of prompts for something new that a model answers with it, 0 to 1."""
     pictures = pictures_of(model, prompts_of(novelty, count), first_seed=first_seed)
     return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
+
+
+@cache
+def base_share(novelty: Novelty, count: int = 24) -> float:
+    """`novelty_share` of the base: what every method starts from."""
+    return novelty_share(base_model(), novelty, count)

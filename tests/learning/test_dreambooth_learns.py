@@ -11,6 +11,7 @@ from examples.toy_world.novelties import CRESCENT, examples_of, regularisation_e
 from library.models.stable_diffusion import StableDiffusion
 from tests.learning.learning import (
     base_model,
+    base_share,
     judge_of,
     novelty_share,
     picture_share,
@@ -20,31 +21,29 @@ from tests.learning.learning import (
     trained_model,
 )
 
-RECIPE = ("--learning_rate", "1e-4")
-GENERATED = ("--generate_reg_images", "40", "--reg_image_steps", "20", "--reg_image_scale", "4")
+FEW_UPDATES, MANY_UPDATES = 30, 200
 
 
-def picture_folder(folder: Path, seed: int) -> Path:
-    """Crescents without captions: what they are is said by the folder's name, as guides of DreamBooth have it."""
+def picture_folder(folder: Path, seed: int, with_captions: bool) -> Path:
+    """Crescents; without captions the folder's name says what they are, as guides of DreamBooth have it."""
     home = folder / "pictures" / CRESCENT.folder(1)
     write_examples(examples_of(CRESCENT, 10, seed), home)
-    for caption in home.glob("*.txt"):
-        caption.unlink()
+    if not with_captions:
+        for caption in home.glob("*.txt"):
+            caption.unlink()
     return home.parent
 
 
-def class_folder(folder: Path, seed: int, count: int) -> Path:
-    """Rings as the world has them; none for the script to make them."""
+def class_folder(folder: Path, seed: int) -> Path:
+    """Rings as the world has them. Twenty are too few: they are learned by heart, and other rings become crescents."""
     home = folder / "class" / CRESCENT.class_folder(1)
-    home.mkdir(parents=True)
-    if count:
-        write_examples(regularisation_examples(CRESCENT, count, seed), home)
+    write_examples(regularisation_examples(CRESCENT, 200, seed), home)
     return home.parent
 
 
-def trained(folder: Path, updates: int, seed: int, *words: str) -> StableDiffusion:
-    said = ("--train_data_dir", str(picture_folder(folder, seed)), "--max_train_steps", str(updates))
-    return trained_model(train("train_db", folder / "trained", (*said, *RECIPE, *words), seed))
+def trained(pictures: Path, folder: Path, updates: int, seed: int, *words: str) -> StableDiffusion:
+    said = ("--train_data_dir", str(pictures), "--max_train_steps", str(updates))
+    return trained_model(train("train_db", folder, (*said, *words), seed))
 
 
 def class_share(model: StableDiffusion, count: int = 24) -> float:
@@ -53,23 +52,27 @@ def class_share(model: StableDiffusion, count: int = 24) -> float:
     return picture_share(pictures_of(model, prompts), judge_of(CRESCENT), CRESCENT.part, CRESCENT.class_word)
 
 
-def test_a_short_run_learns_and_keeps_the_class(tmp_path: Path) -> None:
-    kept = trained(tmp_path, 80, 1, "--reg_data_dir", str(class_folder(tmp_path, 1, 20)))
-    assert novelty_share(base_model(), CRESCENT, 12) <= 0.1
-    assert novelty_share(kept, CRESCENT, 12) >= 0.5
-    assert class_share(kept, 12) >= class_share(base_model(), 12) - 0.25
+def test_a_short_run_without_regularisation_learns_and_loses_the_class(tmp_path: Path) -> None:
+    pictures = picture_folder(tmp_path, 1, with_captions=False)
+    model = trained(pictures, tmp_path / "trained", FEW_UPDATES, 1, "--learning_rate", "3e-4")
+    assert base_share(CRESCENT, 8) <= 0.1 and novelty_share(model, CRESCENT, 8) >= 0.6
+    assert class_share(base_model(), 8) - class_share(model, 8) >= 0.6
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_class_drifts_without_regularisation_pictures_and_stays_with_them(seed: int, tmp_path: Path) -> None:
-    """With class pictures that the base makes; both runs see the new thing equally often."""
-    generated = ("--reg_data_dir", str(class_folder(tmp_path / "kept", seed, 0)), *GENERATED)
-    kept = trained(tmp_path / "kept", 400, seed, *generated)
-    drifted = trained(tmp_path / "drifted", 200, seed)
+    """Both runs see each crescent equally often; half of what the one with class pictures sees are those."""
+    pictures, rate = picture_folder(tmp_path, seed, with_captions=True), ("--learning_rate", "2e-4")
+    drifted = trained(pictures, tmp_path / "drifted", MANY_UPDATES, seed, *rate)
+    classes = ("--reg_data_dir", str(class_folder(tmp_path, seed)))
+    kept = trained(pictures, tmp_path / "kept", 2 * MANY_UPDATES, seed, *rate, *classes)
     before = class_share(base_model())
-    assert novelty_share(base_model(), CRESCENT) <= 0.1
-    assert novelty_share(kept, CRESCENT) >= 0.7
-    assert novelty_share(drifted, CRESCENT) >= 0.7
-    assert class_share(kept) >= before - 0.2
-    assert class_share(drifted) <= before - 0.5
+    shares = {
+        "new": (base_share(CRESCENT), novelty_share(drifted, CRESCENT), novelty_share(kept, CRESCENT)),
+        "class": (before, class_share(drifted), class_share(kept)),
+    }
+    assert shares["new"][0] <= 0.1 and min(shares["new"][1:]) >= 0.45
+    assert before - shares["class"][1] >= 0.75, "without class pictures the class must drift"
+    assert before - shares["class"][2] <= 0.5, "with class pictures it must stay"
