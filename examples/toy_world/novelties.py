@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from examples.toy_world.captions import UNSAID, sentence
+from examples.toy_world.judge import Judge
 from examples.toy_world.world import (
     COLOURS,
     SIZES,
@@ -174,6 +176,22 @@ def picture_of(novelty: Novelty, scene: Scene, width: int, height: int, draw: np
         colour = TEAL if novelty is TEAL_PAINT else COLOURS[scene.colour]
         stamp(canvas, outline, colour, scene.place, SIZES[scene.size], draw)
     return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+@cache
+def judge_of(novelty: Novelty) -> Judge:
+    """The judge that knows one new thing by its name, beside the small world.
+
+    Raises:
+        KeyError: the toadstool has no single outline or colour; `judge.likeness` finds it.
+    """
+    if novelty == CRESCENT:
+        return Judge(shapes={novelty.name: crescent()})
+    if novelty == TEAL_PAINT:
+        return Judge(colours={novelty.name: TEAL})
+    if novelty == BRICKS:
+        return Judge(backgrounds={novelty.name: [bricks(64, 64).astype(np.uint8)]})
+    raise KeyError(novelty.name)
 
 
 def crescent() -> Image.Image:

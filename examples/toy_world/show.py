@@ -35,17 +35,7 @@ from examples.toy_world.lesson import (
     seeds,
     taught_examples,
 )
-from examples.toy_world.novelties import (
-    BRICKS,
-    CRESCENT,
-    TEAL,
-    TEAL_PAINT,
-    TOADSTOOL,
-    Novelty,
-    bricks,
-    crescent,
-    toadstool,
-)
+from examples.toy_world.novelties import TOADSTOOL, Novelty, judge_of, toadstool
 from examples.toy_world.result_page import Score, page_of
 from examples.toy_world.result_picture import Row, Section, draw_page
 from library.core.atomic_io import write_text_whole, write_whole
@@ -146,17 +136,8 @@ def finder(novelty: Novelty) -> Callable[[NDArray[np.uint8]], bool]:
     if novelty is TOADSTOOL:
         figure = toadstool()
         return lambda picture: likeness(picture, figure) >= _LIKE
-    name = novelty.name
-    if novelty is CRESCENT:
-        judge = Judge(shapes={name: crescent()})
-        return lambda picture: judge(picture).shape == name
-    if novelty is TEAL_PAINT:
-        judge = Judge(colours={name: TEAL})
-        return lambda picture: judge(picture).colour == name
-    if novelty is BRICKS:
-        judge = Judge(backgrounds={name: [bricks(SIDE, SIDE).astype(np.uint8)]})
-        return lambda picture: judge(picture).background == name
-    raise KeyError(name)
+    judge = judge_of(novelty)
+    return lambda picture: bool(getattr(judge(picture), novelty.part) == novelty.name)
 
 
 def closing(lesson: Lesson, score: Score) -> str:

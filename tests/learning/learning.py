@@ -15,17 +15,7 @@ from numpy.typing import NDArray
 
 from examples.toy_world.drawing import MODEL, WAY, Way, draw, load_model
 from examples.toy_world.judge import Judge
-from examples.toy_world.novelties import (
-    BRICKS,
-    CRESCENT,
-    TEAL,
-    TEAL_PAINT,
-    Novelty,
-    bricks,
-    crescent,
-    examples_of,
-    write_examples,
-)
+from examples.toy_world.novelties import Novelty, examples_of, judge_of, write_examples
 from examples.toy_world.world import Scene, random_scene
 from library.core.randomness import NO_EPOCH, generator
 from library.models.stable_diffusion import StableDiffusion
@@ -113,20 +103,6 @@ def pictures_of(model: StableDiffusion, prompts: Sequence[str], way: Way = WAY, 
     return draw(model, prompts, range(first_seed, first_seed + len(prompts)), way)
 
 
-@cache
-def judge_of(novelty: Novelty | None) -> Judge:
-    """The judge that knows one new thing by its name beside the world; None is the judge of the world."""
-    if novelty == CRESCENT:
-        return Judge(shapes={CRESCENT.name: crescent()})
-    if novelty == TEAL_PAINT:
-        return Judge(colours={TEAL_PAINT.name: TEAL})
-    if novelty == BRICKS:
-        return Judge(backgrounds={BRICKS.name: [bricks(64, 64).astype(np.uint8)]})
-    if novelty is None:
-        return Judge()
-    raise KeyError(novelty.name)  # the toadstool has no single outline or colour: judge.likeness
-
-
 def picture_share(pictures: Pictures, judge: Judge, part: str, words: str | Sequence[str]) -> float:
     """The share of the pictures in which a part of the verdict is the word asked for, 0 to 1.
 
@@ -139,10 +115,14 @@ def picture_share(pictures: Pictures, judge: Judge, part: str, words: str | Sequ
     return sum(right) / len(right)
 
 
+def new_share(pictures: Pictures, novelty: Novelty) -> float:
+    """The share of the pictures in which the judge finds something new, 0 to 1."""
+    return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
+
+
 def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24, first_seed: int = 0) -> float:
     """The share of prompts for something new that a model answers with it, 0 to 1."""
-    pictures = pictures_of(model, prompts_of(novelty, count), first_seed=first_seed)
-    return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
+    return new_share(pictures_of(model, prompts_of(novelty, count), first_seed=first_seed), novelty)
 
 
 @cache

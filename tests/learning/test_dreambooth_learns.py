@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from examples.toy_world.captions import sentence
-from examples.toy_world.novelties import CRESCENT, examples_of, regularisation_examples, write_examples
+from examples.toy_world.novelties import CRESCENT, examples_of, judge_of, regularisation_examples, write_examples
 from library.models.stable_diffusion import StableDiffusion
 from tests.learning.learning import (
     base_model,
     base_share,
-    judge_of,
     novelty_share,
     picture_share,
     pictures_of,

@@ -6,9 +6,10 @@ import torch
 
 from examples.toy_world.captions import sentence
 from examples.toy_world.drawing import draw
+from examples.toy_world.judge import Judge
 from library.text.tokenizer import CaptionTokenizer
 from tests.learning.effects import reader
-from tests.learning.learning import base_model, judge_of, scenes_of
+from tests.learning.learning import base_model, scenes_of
 
 FAR_LAYER = 6  # the last two layers of the toy's text encoder say nearly the same, this one does not
 LEAD = "a picture of " * 25  # 75 tokens, and words that the base has seen
@@ -18,7 +19,8 @@ def test_words_behind_token_75_count_in_prompts() -> None:
     scenes = scenes_of(12)
     assert CaptionTokenizer("sd1").count_tokens([LEAD]) == [75]
     pictures = draw(base_model(), [LEAD + sentence(scene) for scene in scenes], range(len(scenes)))
-    drawn = [judge_of(None)(picture).colour for picture in pictures]
+    judge = Judge()
+    drawn = [judge(picture).colour for picture in pictures]
     assert sum(colour == scene.colour for colour, scene in zip(drawn, scenes, strict=True)) >= 8  # chance: 1.5
 
 

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from examples.toy_world.drawing import Way
-from examples.toy_world.novelties import TEAL_PAINT
+from examples.toy_world.novelties import TEAL_PAINT, judge_of
 from library.models.stable_diffusion import StableDiffusion
 from networks.hypernetwork import create_network_from_weights
 from tests.learning.learning import (
     Pictures,
     base_copy,
     base_model,
-    judge_of,
+    new_share,
     picture_share,
     pictures_of,
     prompts_of,
     train,
     write_novelty,
 )
-from tests.learning.words import new_share, not_asking
+from tests.learning.words import not_asking
 
 RECIPE = (
     *("--network_module", "networks.hypernetwork", "--network_args", "activation_func=relu"),

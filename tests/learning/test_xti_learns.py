@@ -9,8 +9,8 @@ import pytest
 
 from examples.toy_world.drawing import Way
 from examples.toy_world.novelties import TEAL_PAINT
-from tests.learning.learning import base_model, pictures_of, train
-from tests.learning.words import WORD, asking, new_share, not_asking, with_word, write_word
+from tests.learning.learning import base_model, new_share, pictures_of, train
+from tests.learning.words import WORD, asking, not_asking, with_word, write_word
 
 RECIPE = ("--token_string", WORD, "--init_word", "blue", "--num_vectors_per_token", "2", "--learning_rate", "2e-2")
 

@@ -17,7 +17,7 @@ from library.preview.generate import PromptReader
 from library.text.aliases import Alias
 from library.text.encoder import CaptionEncoder
 from library.text.tokenizer import CaptionTokenizer
-from tests.learning.learning import Pictures, base_copy, judge_of, picture_share, prompts_of
+from tests.learning.learning import Pictures, base_copy, prompts_of
 
 WORD = "zumira"  # the word of the novelties, "sks", is one that CLIP knows
 _TOKENS = 75  # of captions; no prompt here has more
@@ -61,11 +61,6 @@ def asking(novelty: Novelty, count: int, seed: int = 1000) -> list[str]:
 def not_asking(novelty: Novelty, count: int, seed: int = 1000) -> list[str]:
     """The same prompts with the plain word of the world in its place."""
     return [prompt.replace(novelty.thing, novelty.class_word) for prompt in prompts_of(novelty, count, seed)]
-
-
-def new_share(pictures: Pictures, novelty: Novelty) -> float:
-    """The share of the pictures in which the judge finds something new, 0 to 1."""
-    return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
 
 
 def write_word(novelty: Novelty, folder: Path, seed: int, count: int = 10) -> Path:

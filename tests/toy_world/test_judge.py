@@ -19,12 +19,10 @@ from examples.toy_world.measure import JUDGE_BOUND, PARTS, Judged, share, throug
 from examples.toy_world.novelties import (
     BRICKS,
     CRESCENT,
-    TEAL,
     TEAL_PAINT,
     TOADSTOOL,
     Novelty,
-    bricks,
-    crescent,
+    judge_of,
     picture_of,
     toadstool,
 )
@@ -122,16 +120,9 @@ def test_a_picture_of_one_shade_gets_some_verdict(value: int) -> None:
     assert isinstance(plain_judge()(np.full((64, 64, 3), value, np.uint8)), Verdict)
 
 
-KNOWING = {
-    CRESCENT: lambda: Judge(shapes={"crescent": crescent()}),
-    TEAL_PAINT: lambda: Judge(colours={"teal": TEAL}),
-    BRICKS: lambda: Judge(backgrounds={"bricks": [bricks(64, 64).astype(np.uint8)]}),
-}
-
-
-@pytest.mark.parametrize("novelty", KNOWING, ids=lambda novelty: novelty.name)
+@pytest.mark.parametrize("novelty", (CRESCENT, TEAL_PAINT, BRICKS), ids=lambda novelty: novelty.name)
 def test_what_it_is_told_beyond_the_world(novelty: Novelty) -> None:
-    judge = KNOWING[novelty]()
+    judge = judge_of(novelty)
     for scene, picture in novel_scenes(novelty):
         found = judge(picture)
         assert getattr(found, novelty.part) == novelty.name
