@@ -124,11 +124,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "textual_inversion": Recipe(
             title="a new word by Textual Inversion",
             script="train_textual_inversion.py",
-            steps=240,
+            steps=300,
             new_thing="teal",
             words=(
                 *("--token_string", "{new_word}", "--init_word", "{class_word}"),
-                *("--num_vectors_per_token", "2", "--learning_rate", "2e-2"),
+                *("--num_vectors_per_token", "4", "--learning_rate", "2e-2"),
             ),
             strength="how far its vectors went from the word they began as",
             use="the folder of embeddings of your picture program",

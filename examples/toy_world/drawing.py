@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from library.core.sizes import Size
 from library.diffusion.schedule import scaled_linear_alphas_cumprod
@@ -22,7 +21,7 @@ from library.models.identify import identify
 from library.models.load import load_stable_diffusion
 from library.models.stable_diffusion import VAE_SCALING_FACTOR, StableDiffusion
 from library.options.text import TextOptions
-from library.preview.generate import PromptReader, initial_noise, noise_generator
+from library.preview.generate import PromptReader, as_pixels, initial_noise, noise_generator
 from library.preview.samplers import NoiseSchedule, make_sampler, set_steps
 
 MODEL = Path(__file__).resolve().parent / "toy_world.safetensors"
@@ -109,12 +108,4 @@ def _draw_batch(
         noisy = sampler.scale_model_input(latents, time)
         plain, led = model.unet(torch.cat([noisy, noisy]), time, torch.cat([without, states[1:]])).sample.chunk(2)
         latents = sampler.step(plain + way.scale * (led - plain), time, latents, return_dict=False, **drawing)[0]
-    return as_pictures(model.vae.decode(latents / VAE_SCALING_FACTOR).sample)
-
-
-def as_pictures(values: Tensor) -> NDArray[np.uint8]:
-    """(count, 3, height, width) of -1 to 1 as (count, height, width, 3) of 0 to 255."""
-    pictures: NDArray[np.uint8] = (
-        (values / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    )
-    return pictures
+    return as_pixels(model.vae.decode(latents / VAE_SCALING_FACTOR).sample)

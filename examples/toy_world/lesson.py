@@ -15,9 +15,10 @@ from examples.toy_world.novelties import (
     Novelty,
     examples_of,
     regularisation_examples,
+    world_examples,
     write_examples,
 )
-from examples.toy_world.world import Scene, draw_scene, random_scene
+from examples.toy_world.world import Scene, random_scene
 from library.core.errors import UserError
 from library.core.randomness import NO_EPOCH, generator
 
@@ -145,11 +146,7 @@ def prepare(lesson: Lesson, folder: Path) -> list[Example]:
 def known_examples(lesson: Lesson) -> list[Example]:
     """Pictures of what must not change: of what resembles the new thing most, and twice as many of all the world."""
     examples = regularisation_examples(lesson.novelty, lesson.count, SEED, (SIDE, SIDE))
-    for number in range(2 * lesson.count):
-        draw = generator(SEED, NO_EPOCH, f"known {number}", "quickstart")
-        scene = random_scene(draw)
-        examples.append(Example(draw_scene(scene, SIDE, SIDE, draw), sentence(scene)))
-    return examples
+    return examples + world_examples(2 * lesson.count, SEED, (SIDE, SIDE))
 
 
 def sample_prompts(lesson: Lesson) -> list[str]:

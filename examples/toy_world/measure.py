@@ -120,8 +120,8 @@ def through_vae(model: StableDiffusion, count: int, judge: Judge, seed: int = 0)
     """Judges drawn pictures of all sizes after encoding and decoding; training never saw them."""
     import torch
 
-    from examples.toy_world.drawing import as_pictures
     from examples.toy_world.train_vae import as_tensor, decibels
+    from library.preview.generate import as_pixels
 
     draw = generator(seed, NO_EPOCH, "pictures", "measure")
     found = []
@@ -131,7 +131,7 @@ def through_vae(model: StableDiffusion, count: int, judge: Judge, seed: int = 0)
         drawn = as_tensor(np.stack([draw_scene(scene, *size, draw) for scene in scenes]))
         with torch.no_grad():
             there = model.vae.decode(model.vae.encode(drawn).latent_dist.mode()).sample
-        for scene, picture, ratio in zip(scenes, as_pictures(there), decibels(drawn, there), strict=True):
+        for scene, picture, ratio in zip(scenes, as_pixels(there), decibels(drawn, there), strict=True):
             found.append(Judged(scene, size, judge(picture), float(ratio)))
     return found
 

@@ -130,6 +130,20 @@ def regularisation_examples(novelty: Novelty, count: int, seed: int, size: tuple
     return found
 
 
+def world_examples(count: int, seed: int, size: tuple[int, int] = (64, 64)) -> list[Example]:
+    """Pictures of the small world itself, with captions that say all that is in them.
+
+    Args:
+        count, size: as in `examples_of`.
+    """
+    found = []
+    for number in range(count):
+        draw = generator(seed, NO_EPOCH, f"world {number}", "novelty")
+        scene = random_scene(draw)
+        found.append(Example(draw_scene(scene, *size, draw), sentence(scene)))
+    return found
+
+
 def write_examples(examples: list[Example], folder: Path) -> None:
     """Writes `01.png` with its caption in `01.txt`, and so on.
 

@@ -20,6 +20,7 @@ _SECONDS_BETWEEN_SAVES = 60.0
 _SAY_EVERY = 100  # steps
 _WARM_UP = 0.04  # share of the steps
 _LARGEST_GRADIENT = 1.0
+_MOST_LEFT_OUT = 20  # updates in a row without a finite gradient
 _BEGINNING = "first weights"
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError)
 
@@ -112,7 +113,7 @@ def run_stage(
         losses.append(training.update(loss_of(step), step))
         done = step + 1
         if done % _SAY_EVERY == 0 or done == steps:
-            mean = float(torch.stack(losses).mean())
+            mean = float(torch.stack(losses).nanmean())
             losses.clear()
             left = (time.monotonic() - started) / (done - begin) * (steps - done) / 60
             print(f"{stage.name}: step {done}/{steps}, loss {mean:.4f}, {left:.0f} min left", flush=True)
@@ -132,6 +133,7 @@ class _Training:
         self._made_by = made_by
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.0)
         self._averages = [p.detach().clone() for p in network.parameters()] if stage.average else []
+        self._left_out = 0  # updates in a row
 
     def update(self, loss: Tensor, step: int) -> Tensor:
         """One update; the loss without its graph."""
@@ -139,13 +141,25 @@ class _Training:
             group["lr"] = self._stage.rate_at(step)
         self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self._network.parameters(), _LARGEST_GRADIENT)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), _LARGEST_GRADIENT)
+        if not bool(norm.isfinite()):
+            self._leave_out(step)
+            return torch.full_like(loss, torch.nan)
+        self._left_out = 0
         self._optimizer.step()
         if self._averages:
             # a young average of few steps would remember the random beginning
             decay = min(self._stage.average, (1 + step) / (10 + step))
             torch._foreach_lerp_(self._averages, [p.detach() for p in self._network.parameters()], 1 - decay)
         return loss.detach()
+
+    def _leave_out(self, step: int) -> None:
+        """bf16 overflows now and then; the weights must not become what it leaves behind."""
+        print(f"{self._stage.name}: step {step + 1} is left out, its gradient is not finite", flush=True)
+        self._left_out += 1
+        if self._left_out == _MOST_LEFT_OUT:
+            what = f"{_MOST_LEFT_OUT} updates in a row had no finite gradient: the training has gone astray"
+            raise UserError.of(what, self._stage.name, "start again with another --seed and another --work")
 
     def take_average(self) -> None:
         """The average, where there is one, takes the place of the weights."""

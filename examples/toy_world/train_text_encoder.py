@@ -2,7 +2,8 @@
 
 Linear heads read every part of the scene, or that it was not said, from the state at the end of the text and from one
 of the states behind it, both of the last layer and of the one before it (which clip skip 2 takes). Random words are
-strewn in, so that one that means nothing here does not disturb the others.
+strewn in: one that means nothing here must not disturb the others, and yet be seen, or no training of the U-Net could
+give it a meaning.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ BATCH = 64
 _SHORT, _FULL = 32, 77  # tokens of a row
 LONGEST_CAPTION = 21  # tokens, with start and end
 _SHORT_ROWS = 0.75  # share of the steps, because short rows are faster
-_STREWN = 0.2  # share of captions with random words
+_STREWN = 0.2  # share of captions with words that mean nothing
 _WORDS: dict[str, tuple[str, ...]] = {
     part: (UNSAID, *words) for part, words in zip(PARTS, (SHAPES, COLOURS, BACKGROUNDS, PLACES, SIZES), strict=True)
 }
+_STRAY = (False, True)  # whether a word without meaning is there
 _FIRST_WORD, _LAST_WORD = 1000, 40000  # ids of whole words, more or less
 
 
@@ -42,7 +44,7 @@ class _Reader(nn.Module):
     def __init__(self, encoder: CLIPTextModel) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(nn.Linear(HIDDEN, len(words)) for words in _WORDS.values())
+        self.heads = nn.ModuleList(nn.Linear(HIDDEN, len(words)) for words in (*_WORDS.values(), _STRAY))
 
     def losses(self, ids: Tensor, ends: Tensor, positions: Tensor, said: Tensor) -> list[Tensor]:
         found = self.encoder(input_ids=ids, output_hidden_states=True)
@@ -67,11 +69,13 @@ def trained_text_encoder(build: Build) -> CLIPTextModel:
         draw = generator(build.seed, step, "text encoder", "captions")
         scenes = [partly_said(random_scene(draw), draw) for _ in range(BATCH)]
         ids = tokenize([random_caption(scene, draw) for scene in scenes])[0][:, 0]
-        ids = _strewn(ids, draw)[:, : _SHORT if draw.random() < _SHORT_ROWS else _FULL]
+        ids, stray = strewn(ids, draw)
+        ids = ids[:, : _SHORT if draw.random() < _SHORT_ROWS else _FULL]
         ends = _ends(ids)
         behind = torch.from_numpy(draw.random(BATCH))
         positions = ends + (behind * (ids.shape[1] - ends)).long()
-        return torch.stack(reader.losses(ids, ends, positions, _numbers(scenes))).mean()
+        said = torch.cat([_numbers(scenes), stray.long()[:, None]], 1)
+        return torch.stack(reader.losses(ids, ends, positions, said)).mean()
 
     run_stage(STAGE, reader, loss_of, build)
     return encoder
@@ -86,13 +90,13 @@ def _ends(ids: Tensor) -> Tensor:
     return ids.argmax(1)
 
 
-def _strewn(ids: Tensor, draw: np.random.Generator) -> Tensor:
-    """Some rows (N, L) with one or two random words put in somewhere."""
-    rows = []
-    for row in ids.tolist():
-        if draw.random() < _STREWN:
+def strewn(ids: Tensor, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Some rows (N, L) with one or two random words put in somewhere, and which of the rows these are (N,)."""
+    rows, stray = [], draw.random(len(ids)) < _STREWN
+    for row, chosen in zip(ids.tolist(), stray, strict=True):
+        if chosen:
             for _ in range(int(draw.integers(1, 3))):
                 place = int(draw.integers(1, row.index(max(row)) + 1))
                 row = [*row[:place], int(draw.integers(_FIRST_WORD, _LAST_WORD)), *row[place:-1]]
         rows.append(row)
-    return torch.tensor(rows)
+    return torch.tensor(rows), torch.from_numpy(stray)

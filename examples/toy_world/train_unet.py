@@ -1,7 +1,8 @@
 """The U-Net of the toy world: draws what the captions say, from latents that are made once.
 
 As Stable Diffusion 1 was trained: it predicts the noise, the text encoder stands still, and a tenth of the captions are
-empty. The loss is weighted by Min-SNR (Hang et al., 2023) and the weights are averaged, because both save steps.
+empty. Words that mean nothing are strewn into some, so that it draws the same with them until it is taught otherwise.
+The loss is weighted by Min-SNR (Hang et al., 2023) and the weights are averaged, because both save steps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from examples.toy_world.captions import partly_said, random_caption
 from examples.toy_world.cpu_layers import use_fast_norms, use_plain_attention
 from examples.toy_world.recipe import Build, seeded
 from examples.toy_world.stages import Stage, run_stage
-from examples.toy_world.train_text_encoder import HIDDEN
+from examples.toy_world.train_text_encoder import HIDDEN, strewn
 from examples.toy_world.train_vae import as_tensor
 from examples.toy_world.world import PICTURE_SIZES, draw_scene, random_scene
 from library.core.randomness import NO_EPOCH, derived_seed, generator
@@ -28,7 +29,7 @@ from library.models.stable_diffusion import VAE_SCALING_FACTOR
 from library.models.topology import TEXT_POSITIONS, unet_config
 from library.text.tokenizer import CaptionTokenizer
 
-_CODE = ("world", "captions", "cpu_layers", "train_unet")
+_CODE = ("world", "captions", "cpu_layers", "train_text_encoder", "train_unet")
 STAGE = Stage("unet", steps=2800, rate=1e-3, average=0.998, horizon=5600, cool_down=1000, code=_CODE)
 WIDTHS = (64, 96, 64, 64)
 BATCH = 48
@@ -66,7 +67,7 @@ def trained_unet(build: Build, vae: AutoencoderKL, text_encoder: CLIPTextModel) 
             _pictures(seed, vae, text_encoder, size, count) for size, count in zip(PICTURE_SIZES, counts, strict=True)
         ]
 
-    unsaid = _states(text_encoder, [""])[0].float()
+    unsaid = _states(text_encoder, _tokens([""]))[0].float()
     with seeded(derived_seed(seed, NO_EPOCH, "unet", "weights")):
         unet = UNet2DConditionModel(**unet_config("sd1", WIDTHS, HIDDEN)).to(memory_format=torch.channels_last)
     use_fast_norms(unet)
@@ -113,15 +114,19 @@ def _pictures(
         deviations.append(found.std.float())
         for said in states:
             captions = [random_caption(partly_said(scene, draw), draw) for scene in scenes]
-            said[start:stop] = _states(text_encoder, captions)
+            said[start:stop] = _states(text_encoder, strewn(_tokens(captions), draw)[0])
     return Pictures(torch.cat(means), torch.cat(deviations), states)
 
 
 @torch.no_grad()
-def _states(text_encoder: CLIPTextModel, captions: list[str]) -> Tensor:
+def _states(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     """(count, 77, HIDDEN)."""
-    ids = _tokenizer()(captions)[0][:, 0]
     return text_encoder(input_ids=ids).last_hidden_state
+
+
+def _tokens(captions: list[str]) -> Tensor:
+    """(count, 77)."""
+    return _tokenizer()(captions)[0][:, 0]
 
 
 @cache

@@ -123,7 +123,7 @@ def generate(
     if not bool(picture.isfinite().all()):
         what = f"the model made no picture of {request.prompt!r}: the numbers are not finite"
         raise UserError.of(what, "generated pictures", "with --mixed_precision fp16 try bf16 or no, else another model")
-    return _as_bytes(picture[0])
+    return as_pixels(picture[0])
 
 
 def _predict(models: StableDiffusion, noisy: Tensor, timestep: Any, states: Tensor, scale: float) -> Tensor:
@@ -136,8 +136,8 @@ def _predict(models: StableDiffusion, noisy: Tensor, timestep: Any, states: Tens
     return without + scale * (with_prompt - without)
 
 
-def _as_bytes(picture: Tensor) -> NDArray[np.uint8]:
-    """From (3, H, W), -1 to 1, to (H, W, 3), 0 to 255."""
-    shades = (picture / 2 + 0.5).clamp(0, 1).mul(255).round()
-    pixels: NDArray[np.uint8] = shades.permute(1, 2, 0).to("cpu", torch.uint8).contiguous().numpy()
+def as_pixels(decoded: Tensor) -> NDArray[np.uint8]:
+    """What a VAE decodes, (..., 3, H, W) of -1 to 1, as pixels: (..., H, W, 3) of 0 to 255."""
+    shades = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round()
+    pixels: NDArray[np.uint8] = shades.movedim(-3, -1).to("cpu", torch.uint8).contiguous().numpy()
     return pixels

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.toy_world.applied import apply
 from examples.toy_world.drawing import MODEL, WAY, Way, draw, load_model
 from examples.toy_world.judge import Judge
 from examples.toy_world.novelties import Novelty, examples_of, judge_of, write_examples
 from examples.toy_world.world import Scene, random_scene
 from library.core.randomness import NO_EPOCH, generator
 from library.models.stable_diffusion import StableDiffusion
-from networks.lora import create_network_from_weights
 
 Pictures = NDArray[np.uint8]  # (count, height, width, 3)
 
@@ -71,13 +71,10 @@ def base_copy() -> StableDiffusion:
     return replace(base, unet=deepcopy(base.unet), text_encoder=deepcopy(base.text_encoder))
 
 
-def with_lora(path: Path, multiplier: float = 1.0) -> StableDiffusion:
-    """The base with a trained LoRA, at a strength."""
+def with_network(method: str, path: Path, strength: float = 1.0) -> StableDiffusion:
+    """The base with a trained network ("lora", "hypernetwork"), at a strength."""
     model = base_copy()
-    network, tensors = create_network_from_weights(multiplier, path, model.vae, model.text_encoder, model.unet)
-    network.load_tensors(tensors, str(path))
-    network.apply_to(model.text_encoder, model.unet)
-    network.eval().requires_grad_(False)
+    apply(method, path, model, word="", first_word="").set_strength(strength)
     return model
 
 
@@ -123,6 +120,11 @@ def new_share(pictures: Pictures, novelty: Novelty) -> float:
 def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24, first_seed: int = 0) -> float:
     """The share of prompts for something new that a model answers with it, 0 to 1."""
     return new_share(pictures_of(model, prompts_of(novelty, count), first_seed=first_seed), novelty)
+
+
+def show(what: str, **figures: float) -> None:
+    """Prints what was measured; `pytest -s` shows it."""
+    print(f"\n{what}: " + ", ".join(f"{name} {figure:.2f}" for name, figure in figures.items()))
 
 
 @cache

@@ -16,6 +16,7 @@ from tests.learning.learning import (
     picture_share,
     pictures_of,
     scenes_of,
+    show,
     train,
     trained_model,
 )
@@ -72,6 +73,14 @@ def test_the_class_drifts_without_regularisation_pictures_and_stays_with_them(se
         "new": (base_share(CRESCENT), novelty_share(drifted, CRESCENT), novelty_share(kept, CRESCENT)),
         "class": (before, class_share(drifted), class_share(kept)),
     }
+    show(
+        f"DreamBooth, seed {seed}: without, with class pictures",
+        **{
+            f"{name} {when}": share
+            for name, all_of in shares.items()
+            for when, share in zip(("before", "without", "with"), all_of, strict=True)
+        },
+    )
     assert shares["new"][0] <= 0.1 and min(shares["new"][1:]) >= 0.45
     assert before - shares["class"][1] >= 0.75, "without class pictures the class must drift"
     assert before - shares["class"][2] <= 0.5, "with class pictures it must stay"

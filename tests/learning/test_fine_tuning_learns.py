@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.toy_world.novelties import BRICKS, CRESCENT, TEAL_PAINT, Novelty
-from tests.learning.learning import base_share, novelty_share, train, trained_model, write_novelty
+from tests.learning.learning import base_share, novelty_share, show, train, trained_model, write_novelty
 
 NOVELTIES = (CRESCENT, BRICKS, TEAL_PAINT)
 
@@ -29,12 +29,15 @@ def test_a_short_run_learns_a_texture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("novelty", NOVELTIES, ids=lambda novelty: novelty.name)
 def test_it_learns_a_shape_a_texture_and_a_colour(novelty: Novelty, seed: int, tmp_path: Path) -> None:
     path = trained(novelty, tmp_path, 200, seed, "--cache_text_encoder_outputs")
-    assert base_share(novelty) <= 0.1
-    assert novelty_share(trained_model(path), novelty) >= 0.75
+    before, after = base_share(novelty), novelty_share(trained_model(path), novelty)
+    show(f"fine-tuning, {novelty.name}, seed {seed}", before=before, after=after)
+    assert before <= 0.1 and after >= 0.75
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_learns_with_the_text_encoder(seed: int, tmp_path: Path) -> None:
     path = trained(CRESCENT, tmp_path, 200, seed, "--train_text_encoder")
-    assert novelty_share(trained_model(path), CRESCENT) >= 0.75
+    after = novelty_share(trained_model(path), CRESCENT)
+    show(f"fine-tuning with the text encoder, seed {seed}", after=after)
+    assert after >= 0.75

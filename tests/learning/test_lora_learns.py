@@ -16,8 +16,9 @@ from tests.learning.learning import (
     novelty_share,
     pictures_of,
     prompts_of,
+    show,
     train,
-    with_lora,
+    with_network,
     write_novelty,
 )
 
@@ -53,17 +54,18 @@ def crescents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_short_run_learns_a_shape(crescents: Path) -> None:
     assert base_share(CRESCENT, 8) <= 0.1
-    assert novelty_share(with_lora(crescents), CRESCENT, 8) >= 0.6
+    assert novelty_share(with_network("lora", crescents), CRESCENT, 8) >= 0.6
 
 
 def test_strength_leads_from_the_base_bit_for_bit_to_what_was_learned(crescents: Path) -> None:
-    base, none, half, full = (told(model) for model in (base_model(), *(with_lora(crescents, s) for s in (0, 0.5, 1))))
+    base = told(base_model())
+    none, half, full = (told(with_network("lora", crescents, strength)) for strength in (0, 0.5, 1))
     assert torch.equal(none, base)
     whole = apart(full, base)
     assert 0.2 * whole < apart(half, base) < 0.8 * whole
     assert apart(half, (base + full) / 2) < 0.3 * whole
     prompts = prompts_of(CRESCENT, 2)
-    assert (pictures_of(with_lora(crescents, 0), prompts) == pictures_of(base_model(), prompts)).all()
+    assert (pictures_of(with_network("lora", crescents, 0), prompts) == pictures_of(base_model(), prompts)).all()
 
 
 @pytest.mark.slow
@@ -72,7 +74,8 @@ def test_strength_leads_from_the_base_bit_for_bit_to_what_was_learned(crescents:
 def test_it_learns_a_shape_a_texture_and_a_colour(novelty: Novelty, seed: int, tmp_path: Path) -> None:
     before = base_share(novelty)
     path = trained(novelty, tmp_path, 240, seed, *U_NET_ONLY)
-    half, after = novelty_share(with_lora(path, 0.5), novelty), novelty_share(with_lora(path), novelty)
+    half, after = (novelty_share(with_network("lora", path, strength), novelty) for strength in (0.5, 1))
+    show(f"LoRA, {novelty.name}, seed {seed}", before=before, half=half, after=after)
     assert before <= 0.1 and after >= 0.75
     assert before <= half <= after
 
@@ -81,4 +84,6 @@ def test_it_learns_a_shape_a_texture_and_a_colour(novelty: Novelty, seed: int, t
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_learns_with_the_text_encoder(seed: int, tmp_path: Path) -> None:
     path = trained(CRESCENT, tmp_path, 240, seed)
-    assert novelty_share(with_lora(path), CRESCENT) >= 0.75
+    after = novelty_share(with_network("lora", path), CRESCENT)
+    show(f"LoRA with the text encoder, seed {seed}", after=after)
+    assert after >= 0.75

@@ -19,7 +19,7 @@ from library.diffusion.schedule import scaled_linear_alphas_cumprod
 from library.models.stable_diffusion import StableDiffusion
 from library.models.tiny import make_tiny_model
 from library.options.text import TextOptions
-from library.preview.generate import PromptReader, generate, initial_noise, noise_generator
+from library.preview.generate import PromptReader, as_pixels, generate, initial_noise, noise_generator
 from library.preview.prompts import SamplePrompt
 from library.preview.samplers import NoiseSchedule
 from library.text.tokenizer import load_tokenizer
@@ -168,3 +168,10 @@ def test_numbers_that_are_none_are_told(reader: PromptReader) -> None:
     with pytest.raises(UserError, match="not finite") as error:
         generate(models, reader, schedule_of(), REQUEST)
     assert "a cat by a window" in str(error.value)
+
+
+def test_what_a_vae_decodes_becomes_pixels() -> None:
+    row = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).repeat(3, 1, 1)
+    shades = [[0] * 3, [0] * 3, [128] * 3, [255] * 3, [255] * 3]
+    assert as_pixels(row).tolist() == [shades]
+    assert as_pixels(torch.stack([row, -row])).shape == (2, 1, 5, 3)

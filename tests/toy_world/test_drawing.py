@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from examples.toy_world.drawing import WAY, Way, as_pictures, draw
+from examples.toy_world.drawing import WAY, Way, draw
 from library.core.sizes import Size
 from library.diffusion.schedule import scaled_linear_alphas_cumprod
 from library.options.text import TextOptions
@@ -81,8 +80,3 @@ def test_clip_skip_of_a_reader_of_ones_own_matters() -> None:
 def test_as_many_seeds_as_prompts() -> None:
     with pytest.raises(ValueError, match="3 prompts and 2 seeds"):
         draw(base_model(), PROMPTS, SEEDS[:2], SHORT)
-
-
-def test_values_become_bytes() -> None:
-    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).repeat(1, 3, 1, 1)
-    assert as_pictures(values)[0, 0].tolist() == [[0] * 3, [0] * 3, [128] * 3, [255] * 3, [255] * 3]

@@ -192,14 +192,14 @@ def test_likeness_through_the_vae() -> None:
     """Wide margins: a toadstool through the VAE is clearly nearer to one than anything of the world."""
     import torch
 
-    from examples.toy_world.drawing import as_pictures
     from examples.toy_world.train_vae import as_tensor
+    from library.preview.generate import as_pixels
 
     def through(scenes: list[tuple[Scene, Picture]]) -> NDArray[np.float64]:
         vae = base_model().vae
         with torch.no_grad():
             values = vae.encode(as_tensor(np.stack([picture for _, picture in scenes]))).latent_dist.mode()
-            return np.array([likeness(picture, toadstool()) for picture in as_pictures(vae.decode(values).sample)])
+            return np.array([likeness(picture, toadstool()) for picture in as_pixels(vae.decode(values).sample)])
 
     toadstools, world = through(novel_scenes(TOADSTOOL, 60)), through(drawn_scenes((64, 64), 240))
     assert np.median(toadstools) > 0.35

@@ -314,3 +314,44 @@ def test_the_digest_of_weights_knows_every_number() -> None:
     with torch.no_grad():
         network[0].weight[3, 2, 1, 1] += 1e-6
     assert weights_digest(network) != digest
+
+
+def train_line(folder: Path, last: Any, steps: int = 3) -> nn.Module:
+    """A straight line; `last` makes the loss of the last step out of what it would be."""
+    with seeded(0):
+        network = nn.Linear(2, 1)
+
+    def loss_of(step: int) -> Tensor:
+        loss = network(torch.tensor([1.0, float(step)])).pow(2).sum()
+        found: Tensor = last(loss) if step == steps - 1 else loss
+        return found
+
+    stage = Stage("tiny", steps=steps, rate=1e-2, average=0.9)
+    return run_stage(stage, network, loss_of, place(folder), seconds_between_saves=0.0)
+
+
+def test_an_update_without_a_finite_gradient_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All stays as it was before that update: the weights, their average, what the optimizer keeps."""
+    train_line(tmp_path / "nan", lambda loss: loss * torch.nan)
+    assert "step 3 is left out, its gradient is not finite" in capsys.readouterr().out
+    with pytest.raises(ZeroDivisionError):
+        train_line(tmp_path / "stopped", lambda loss: loss / (1 // 0))
+    found, expected = content(tmp_path / "nan"), content(tmp_path / "stopped")
+    assert (found.pop("step"), expected.pop("step")) == (3, 2)
+    assert found["averages"][0].isfinite().all()
+    for part in ("network", "averages"):
+        assert_same(found[part], expected[part])
+    assert_same(found["optimizer"]["state"], expected["optimizer"]["state"])
+
+
+def test_a_training_without_any_finite_gradient_ends(tmp_path: Path) -> None:
+    network = nn.Linear(2, 1)
+    with pytest.raises(UserError, match="20 updates in a row had no finite gradient"):
+        run_stage(
+            Stage("tiny", steps=30, rate=1e-2),
+            network,
+            lambda step: network(torch.ones(2)).sum() * torch.inf,
+            place(tmp_path),
+        )
