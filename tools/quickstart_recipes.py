@@ -142,11 +142,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "hypernetwork": Recipe(
             title="a hypernetwork",
             script="train_network.py",
-            steps=200,
+            steps=300,
             new_thing="teal",
             words=(
                 *("--network_module", "networks.hypernetwork", "--network_args", "activation_func=relu"),
-                *("--cache_text_encoder_outputs", "--learning_rate", "1e-2"),
+                *("--cache_text_encoder_outputs", "--learning_rate", "5e-3"),
             ),
             strength="the strength at which the file is used",
             use="models/hypernetworks of the Web UI",
@@ -156,6 +156,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
             guide="docs/hypernetwork.md",
             ending=".pt",
+            has_class_pictures=True,
         ),
     }
 )

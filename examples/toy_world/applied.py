@@ -90,6 +90,7 @@ def _with_word(file: Path, model: StableDiffusion, word: str, first_word: str) -
     known = model.text_encoder.embeddings.token_embedding.weight
     first_ids = tuple(CaptionTokenizer(model.family, options).text_ids(first_word))
     first = start_vectors(StartVectors(len(vectors), word_ids=first_ids), known, seed=0)
+    last = vectors.clone()  # the model takes the vectors themselves, which `set_strength` then changes
     Embedding(vectors, learning_rate=0).attach(model)
     table = model.text_encoder.embeddings.token_embedding
     if not isinstance(table, ExtendedTable):
@@ -98,7 +99,7 @@ def _with_word(file: Path, model: StableDiffusion, word: str, first_word: str) -
     alias = Alias(word, len(vectors))
 
     def set_strength(strength: float) -> None:
-        new.copy_(torch.lerp(first, vectors, strength))
+        new.copy_(torch.lerp(first, last, strength))
 
     def tokenizer(tokens: int) -> CaptionTokenizer:
         return CaptionTokenizer(model.family, TextOptions(max_token_length=tokens), alias)

@@ -2,7 +2,7 @@
 
 python examples/toy_world/build.py --out toy_world.safetensors
 
-Takes about an hour and a half on two idle CPU cores. A run that was stopped goes on where it was when it is started
+Takes about 80 minutes on two idle CPU cores. A run that was stopped goes on where it was when it is started
 again with the same options; the same machine with the same number of threads makes the same bytes again. To see in a
 few minutes that all of it works:
 

@@ -376,6 +376,8 @@ def _read(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError.of("There is no such file.", str(path), "Give the path of a picture.") from None
     except OSError:
         raise UserError.of("This cannot be read as a picture.", str(path), "Give PNG, JPEG or WebP files.") from None
 

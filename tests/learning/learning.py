@@ -50,7 +50,7 @@ def train(script: str, folder: Path, words: Sequence[str], seed: int) -> Path:
     """
     usual = ("--pretrained_model_name_or_path", str(toy_model()), "--output_dir", str(folder), *_USUAL_WORDS)
     importlib.import_module(script).main([*usual, "--seed", str(seed), *words])
-    (trained,) = folder.glob("last.*")
+    (trained,) = (path for path in folder.glob("last.*") if path.suffix != ".yaml")
     return trained
 
 

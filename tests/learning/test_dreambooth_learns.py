@@ -81,6 +81,6 @@ def test_the_class_drifts_without_regularisation_pictures_and_stays_with_them(se
             for when, share in zip(("before", "without", "with"), all_of, strict=True)
         },
     )
-    assert shares["new"][0] <= 0.1 and min(shares["new"][1:]) >= 0.45
+    assert shares["new"][0] <= 0.1 and min(shares["new"][1:]) >= 0.8
     assert before - shares["class"][1] >= 0.75, "without class pictures the class must drift"
-    assert before - shares["class"][2] <= 0.5, "with class pictures it must stay"
+    assert before - shares["class"][2] <= 0.45, "with class pictures it must stay"

@@ -46,11 +46,11 @@ def test_an_offset_brings_dark_and_bright_pictures_within_reach(seed: int, tmp_p
         pictures = write(examples, tmp_path / shade.__name__ / "pictures")
         wanted = float(through_vae(examples).mean())
         plain, offset = (
-            distance(pictures_of(trained(pictures, name, 100, seed, words), prompts, WAY), wanted)
+            distance(pictures_of(trained(pictures, name, 200, seed, words), prompts, WAY), wanted)
             for name, words in (("plain", PLAIN), ("offset", OFFSET))
         )
         show(f"{shade.__name__}, seed {seed}: off by", plain=plain, offset=offset)
-        assert offset <= 0.8 * plain
+        assert offset <= 0.85 * plain
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_it_learns_a_shape_a_texture_and_a_colour(novelty: Novelty, seed: int, t
     path = trained(novelty, tmp_path, 200, seed, "--cache_text_encoder_outputs")
     before, after = base_share(novelty), novelty_share(trained_model(path), novelty)
     show(f"fine-tuning, {novelty.name}, seed {seed}", before=before, after=after)
-    assert before <= 0.1 and after >= 0.75
+    assert before <= 0.1 and after >= 0.8
 
 
 @pytest.mark.slow
@@ -40,4 +40,4 @@ def test_it_learns_with_the_text_encoder(seed: int, tmp_path: Path) -> None:
     path = trained(CRESCENT, tmp_path, 200, seed, "--train_text_encoder")
     after = novelty_share(trained_model(path), CRESCENT)
     show(f"fine-tuning with the text encoder, seed {seed}", after=after)
-    assert after >= 0.75
+    assert after >= 0.8

@@ -76,8 +76,8 @@ def test_it_learns_a_shape_a_texture_and_a_colour(novelty: Novelty, seed: int, t
     path = trained(novelty, tmp_path, 240, seed, *U_NET_ONLY)
     half, after = (novelty_share(with_network("lora", path, strength), novelty) for strength in (0.5, 1))
     show(f"LoRA, {novelty.name}, seed {seed}", before=before, half=half, after=after)
-    assert before <= 0.1 and after >= 0.75
-    assert before <= half <= after
+    assert before <= 0.1 and after >= 0.85
+    assert before < half < after
 
 
 @pytest.mark.slow
@@ -86,4 +86,4 @@ def test_it_learns_with_the_text_encoder(seed: int, tmp_path: Path) -> None:
     path = trained(CRESCENT, tmp_path, 240, seed)
     after = novelty_share(with_network("lora", path), CRESCENT)
     show(f"LoRA with the text encoder, seed {seed}", after=after)
-    assert after >= 0.75
+    assert after >= 0.85

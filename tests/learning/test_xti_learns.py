@@ -12,7 +12,7 @@ from examples.toy_world.novelties import TEAL_PAINT
 from tests.learning.learning import base_model, new_share, pictures_of, show, train
 from tests.learning.words import WORD, asking, not_asking, with_word, write_word
 
-RECIPE = ("--token_string", WORD, "--init_word", "blue", "--num_vectors_per_token", "4", "--learning_rate", "2e-2")
+RECIPE = ("--token_string", WORD, "--init_word", "blue", "--num_vectors_per_token", "2", "--learning_rate", "2e-2")
 
 
 def trained(folder: Path, updates: int, seed: int, *words: str) -> Path:
@@ -32,12 +32,9 @@ def test_it_learns_what_one_vector_for_all_layers_learns(seed: int, tmp_path: Pa
     asked = asking(TEAL_PAINT, 24)
     before = new_share(pictures_of(base_model(), asked), TEAL_PAINT)
     shares = [
-        new_share(
-            with_word(trained(tmp_path / name, 300, seed, "--train_batch_size", "8", *words)).pictures_of(asked),
-            TEAL_PAINT,
-        )
+        new_share(with_word(trained(tmp_path / name, 240, seed, *words)).pictures_of(asked), TEAL_PAINT)
         for name, words in (("all", ()), ("each", ("--xti",)))
     ]
     show(f"XTI, seed {seed}", before=before, one_vector_for_all=shares[0], each_layer_its_own=shares[1])
     assert before <= 0.1
-    assert shares[1] >= max(0.5, shares[0] - 0.15)
+    assert shares[1] >= max(0.4, shares[0] - 0.2)
