@@ -82,5 +82,5 @@ def test_it_learns_a_colour_and_plain_prompts_keep_theirs(seed: int, tmp_path: P
     before, after = (new_share(pictures_of(model, asked), TEAL_PAINT) for model in (base, taught))
     drift = right_colours(base, scenes) - right_colours(taught, scenes)
     show(f"hypernetwork, seed {seed}", before=before, after=after, drift=drift)
-    assert before <= 0.1 and after >= 0.5
+    assert before <= 0.1 and after >= 0.45
     assert drift <= 0.25

@@ -37,4 +37,4 @@ def test_it_learns_what_one_vector_for_all_layers_learns(seed: int, tmp_path: Pa
     ]
     show(f"XTI, seed {seed}", before=before, one_vector_for_all=shares[0], each_layer_its_own=shares[1])
     assert before <= 0.1
-    assert shares[1] >= max(0.4, shares[0] - 0.2)
+    assert shares[1] >= max(0.5, shares[0] - 0.2)
