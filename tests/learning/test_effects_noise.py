@@ -63,4 +63,4 @@ def test_pyramid_noise_teaches_large_shades_sooner(seed: int, tmp_path: Path) ->
         one, other = (rise(pictures_of(model, [word] * COUNT, WAY)) for word in (ONE, OTHER))
         show(f"{name}, seed {seed}", one=one, other=other)
         spans[name] = (one - other) / 2
-    assert spans["pyramid"] >= spans["plain"] + 10
+    assert spans["pyramid"] >= spans["plain"] + 5
