@@ -100,7 +100,7 @@ def test_the_weight_of_a_word_stays_in_its_place() -> None:
 
 
 def test_a_word_without_meaning_changes_nothing_that_is_drawn() -> None:
-    scenes = scenes_of(24)
+    scenes = scenes_of(16)
     prompts = [sentence(scene).replace(scene.shape, f"{WORD} {scene.shape}") for scene in scenes]
     pictures, judge = pictures_of(base_model(), prompts), Judge()
     for part in ("shape", "colour", "background"):

@@ -414,8 +414,19 @@ def test_the_default_teaches_a_crescent_within_three_minutes(tmp_path: Path) -> 
     told = json.loads((folder / quickstart.LESSON).read_text(encoding="utf-8"))
     print(score, f"{told['seconds']} s of training, {seconds:.0f} s of processor time in all")
     assert score.before <= 1
-    assert score.after >= 16  # 21 of 24 when this was written
-    assert score.kept_after >= score.kept_before - 6  # 2 fewer
+    assert score.after >= 20  # 24 of 24 when this was written
+    assert score.kept_after >= score.kept_before - 4  # 1 fewer
     assert (folder / show.PICTURE).stat().st_size < 400_000
     assert seconds < 180
     assert f"in {score.after} after" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
+def test_every_other_method_teaches_its_thing_and_spoils_nothing(method: str, tmp_path: Path) -> None:
+    folder, _ = run_quickstart(tmp_path / "out", "--method", method)
+    score = Score(**json.loads((folder / show.FIGURES).read_text(encoding="utf-8")))
+    print(method, score)
+    assert score.before <= 1 and score.after >= 14  # 19 to 24 of 24 when this was written
+    assert score.kept_after >= score.kept_before - 4  # none fewer
