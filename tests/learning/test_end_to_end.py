@@ -40,7 +40,7 @@ LORA = (
 )
 SAMPLE = f"--w {WAY.width} --h {WAY.height} --l {WAY.scale:g} --s {WAY.steps}"
 COUNT = 6
-USUAL = ("ddim", "euler_a", "dpmsolver++")
+USUAL = ("euler_a",)
 
 
 def right_share(pictures: Pictures, scenes: Sequence[Scene]) -> float:
