@@ -65,19 +65,17 @@ def draw(
     seeds: Sequence[int],
     way: Way = WAY,
     reader: PromptReader | None = None,
-    schedule: NoiseSchedule | None = None,
 ) -> NDArray[np.uint8]:
     """One picture for each prompt and seed: (count, height, width, 3), 0 to 255.
 
     Args:
         prompts: those of a batch are read with as many pieces of 75 tokens as the longest of them needs.
         reader: knows further words, clip skip and so on; by default what the model was trained with.
-        schedule: by default that of the model.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
     reader = reader or PromptReader.of(model.family, TextOptions())
-    schedule = schedule or NoiseSchedule(tuple(scaled_linear_alphas_cumprod().tolist()), model.prediction_type)
+    schedule = NoiseSchedule(tuple(scaled_linear_alphas_cumprod().tolist()), model.prediction_type)
     parts = [
         _draw_batch(
             model, prompts[start : start + way.at_once], seeds[start : start + way.at_once], way, reader, schedule

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from examples.toy_world.captions import sentence
-from examples.toy_world.drawing import draw
 from examples.toy_world.novelties import BRICKS, Example, examples_of, world_examples, write_examples
 from examples.toy_world.train_vae import as_tensor
 from library.models.stable_diffusion import StableDiffusion
 from library.options.text import TextOptions
 from library.preview.generate import PromptReader, as_pixels
-from tests.learning.learning import Pictures, base_model, new_share, scenes_of, train
+from tests.learning.learning import Pictures, base_model, new_share, pictures_of, scenes_of, train
 
 ONE, OTHER = "heart", "ring"  # words that the text encoder tells apart
 _FAINT = 0.08  # of a picture's contrast
@@ -77,7 +76,7 @@ def rise(pictures: Pictures) -> float:
     return float(right.mean() - left.mean())
 
 
-def with_and_without(seed: int, say: Callable[[str], str] = str, count: int = 6) -> list[Example]:
+def with_and_without(seed: int, say: Callable[[str], str], count: int = 6) -> list[Example]:
     """So many pictures with a brick wall, told by its word, and as many of the world, told by the words of the world.
 
     Args:
@@ -87,16 +86,12 @@ def with_and_without(seed: int, say: Callable[[str], str] = str, count: int = 6)
     return [replace(example, caption=say(example.caption)) for example in examples]
 
 
-def told_apart(
-    model: StableDiffusion, say: Callable[[str], str] = str, count: int = 16, read: PromptReader | None = None
-) -> float:
+def told_apart(model: StableDiffusion, say: Callable[[str], str], count: int = 16) -> float:
     """How well a model knows when to draw a brick wall: its share where it is asked for less that where it is not.
 
     Args:
         say: what becomes of every prompt.
-        read: by default prompts are read as those of the base.
     """
     scenes = scenes_of(count)
     asked, plain = [say(BRICKS.prompt(scene)) for scene in scenes], [say(sentence(scene)) for scene in scenes]
-    seen = [draw(model, prompts, range(count), reader=read) for prompts in (asked, plain)]
-    return new_share(seen[0], BRICKS) - new_share(seen[1], BRICKS)
+    return new_share(pictures_of(model, asked), BRICKS) - new_share(pictures_of(model, plain), BRICKS)

@@ -95,9 +95,9 @@ def prompts_of(novelty: Novelty, count: int, seed: int = 1000) -> list[str]:
     return [novelty.prompt(scene) for scene in scenes_of(count, seed)]
 
 
-def pictures_of(model: StableDiffusion, prompts: Sequence[str], way: Way = WAY, first_seed: int = 0) -> Pictures:
-    """A picture for each prompt, from the seeds `first_seed`, `first_seed` + 1, …; see `drawing.draw` for the rest."""
-    return draw(model, prompts, range(first_seed, first_seed + len(prompts)), way)
+def pictures_of(model: StableDiffusion, prompts: Sequence[str], way: Way = WAY) -> Pictures:
+    """A picture for each prompt, from the seeds 0, 1, …; see `drawing.draw` for the rest."""
+    return draw(model, prompts, range(len(prompts)), way)
 
 
 def picture_share(pictures: Pictures, judge: Judge, part: str, words: str | Sequence[str]) -> float:
@@ -117,9 +117,9 @@ def new_share(pictures: Pictures, novelty: Novelty) -> float:
     return picture_share(pictures, judge_of(novelty), novelty.part, novelty.name)
 
 
-def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24, first_seed: int = 0) -> float:
+def novelty_share(model: StableDiffusion, novelty: Novelty, count: int = 24) -> float:
     """The share of prompts for something new that a model answers with it, 0 to 1."""
-    return new_share(pictures_of(model, prompts_of(novelty, count), first_seed=first_seed), novelty)
+    return new_share(pictures_of(model, prompts_of(novelty, count)), novelty)
 
 
 def show(what: str, **figures: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from examples.toy_world.captions import sentence
-from examples.toy_world.drawing import draw, load_model
+from examples.toy_world.drawing import load_model
 from examples.toy_world.judge import Judge
 from examples.toy_world.novelties import world_examples
 from examples.toy_world.train_vae import as_tensor
@@ -17,11 +17,11 @@ from library.diffusion.noise import Noise
 from library.diffusion.objective import Captions, Objective
 from library.models.stable_diffusion import VAE_SCALING_FACTOR
 from library.options.objective import ObjectiveOptions
-from library.training.painting import noise_schedule
 from tests.learning.effects import reader, write
 from tests.learning.learning import (
     base_copy,
     picture_share,
+    pictures_of,
     scenes_of,
     show,
     train,
@@ -75,9 +75,7 @@ def v_model(folder: Path, seed: int) -> Path:
 def right_backgrounds(path: Path, predicts: str) -> float:
     """The share of prompts of the world whose background a model gets right when it is sampled as one of its kind."""
     scenes = scenes_of(24)
-    model = load_model(path, predicts)
-    prompts = [sentence(scene) for scene in scenes]
-    pictures = draw(model, prompts, range(len(scenes)), schedule=noise_schedule(predicts))
+    pictures = pictures_of(load_model(path, predicts), [sentence(scene) for scene in scenes])
     return picture_share(pictures, Judge(), "background", [scene.background for scene in scenes])
 
 
